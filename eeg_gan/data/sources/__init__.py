@@ -1,0 +1,37 @@
+"""The data sets that `prepare` reads: each is a callable from SourceConfig to a Source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from eeg_gan.data.card import Card
+from eeg_gan.data.sources.folder import Folder
+from eeg_gan.data.sources.simulated import Simulated, SimulatedConfig
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Which data are read, and from where."""
+
+    name: Literal["simulated", "folder"] = "simulated"  # kind of data set
+    path: str | None = None  # where it lies; not used by simulated
+    simulated: SimulatedConfig = SimulatedConfig()  # what is simulated
+
+
+class Source(Protocol):
+    """What every data set offers; C electrode, T time sample."""
+
+    card: Card
+    trials: list[dict[str, Any]]  # meta fields; keys unique and safe as file names
+
+    def eeg(self, i: int) -> np.ndarray: ...  # [C, T] float32, raw, in microvolt
+
+    def image(self, i: int) -> np.ndarray | None: ...  # [H, W, 3] uint8 RGB
+
+
+SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
+    "simulated": lambda config: Simulated(config.simulated),
+    "folder": lambda config: Folder(config.path),
+}

@@ -1,0 +1,175 @@
+"""The command line: `eeg-gan VERB CONFIG.yaml [key=value ...]`.
+
+A literal table names the verbs; a verb's module is imported only when the verb is used, so that help costs nothing.
+Exit codes: 0 done, 2 the user's mistake, 1 ours, 75 saved, start me again.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eeg_gan import __version__
+from eeg_gan.config import UserError, from_dict, keys, load, to_yaml
+
+DONE, OURS, USERS, AGAIN = 0, 1, 2, 75
+
+# verb -> what it does; the module is eeg_gan.stages.VERB (dashes as underscores)
+VERBS = {
+    "prepare": "filter, cut and split a raw dataset without leaks; write shards",
+    "audit": "look for leaks and confounds in prepared shards",
+    "encode": "stage 1: train an EEG encoder by triplet loss (or cross-entropy, for comparison)",
+    "align": "stage 2: fine-tune the encoder by the CLIP loss against an image tower",
+    "embed": "one feature vector per trial, from EEG or through image2eeg",
+    "gan": "stage 3: train StyleGAN2-ADA conditioned on the EEG feature",
+    "image2eeg": "stage 4: train the regressor from images into the EEG space",
+    "generate": "images for held-out trials",
+    "evaluate": "every metric, with intervals and controls",
+    "report": "one self-contained HTML page with pictures",
+    "pipeline": "all of the above in order, skipping what is done",
+    "demo": "the whole pipeline on simulated EEG of rendered images, on a CPU, in minutes",
+    "doctor": "what is installed, built and reachable, and the cure for what is not",
+    "init-dataset": "write the card and the csv of your own data",
+}
+WITHOUT_FILE = {"demo", "doctor", "init-dataset"}  # verbs whose config file is optional
+# What the system says of a path or a disk, never of our code: shown as one line, exit code 2.
+SYSTEM_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
+
+console = Console(stderr=True)
+log = logging.getLogger("eeg_gan")
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        _set_up_logging()
+        return _application()(list(argv), standalone_mode=False, prog_name="eeg-gan") or DONE
+    except UserError as error:
+        return _say(str(error), USERS)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on from the last checkpoint", AGAIN)
+    except OSError as error:
+        return _say(_about_system(error), USERS) if _is_users(error) else _ours()
+    except Exception as error:  # every other exception is our mistake: the traceback is the report
+        if hasattr(error, "format_message"):  # click's usage errors
+            return _say(error.format_message(), USERS)
+        return _stopped(error) or _ours()
+
+
+def stage(verb: str) -> ModuleType:
+    """The module that carries out a verb: it has `Config` and `run(config)`."""
+    return importlib.import_module(f"eeg_gan.stages.{verb.replace('-', '_')}")
+
+
+def _application() -> typer.Typer:
+    application = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        help="Visual representations from EEG, and images made from them.",
+    )
+    application.callback()(_version)
+    for verb, meaning in VERBS.items():
+        application.command(verb, help=meaning, context_settings={"help_option_names": []})(_command(verb))
+    application.command("config", help="print the resolved config of a verb")(_show_config)
+    return application
+
+
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True)):
+    if version:
+        typer.echo(f"eeg-gan {__version__}")
+        raise typer.Exit()
+
+
+def _command(verb: str):
+    def command(
+        config: str = typer.Argument(None, metavar="CONFIG.yaml"),
+        overrides: list[str] = typer.Argument(None, metavar="[key=value]..."),  # noqa: B008
+        show_help: bool = typer.Option(False, "--help", "-h", help="Every key with type, default and meaning."),
+    ) -> None:
+        if show_help:
+            return _show_keys(verb)
+        module, path, words = stage(verb), config, list(overrides or [])
+        if path is not None and "=" in path and not os.path.exists(path):
+            path, words = None, [path, *words]
+        if path is None and verb not in WITHOUT_FILE:
+            raise UserError(f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
+                            f"`eeg-gan {verb} --help` lists the keys, configs/{verb}/ has examples")
+        module.run(load(module.Config, path, words))
+
+    return command
+
+
+def _show_config(
+    verb: str = typer.Argument(..., help="the verb whose config is meant"),
+    config: str = typer.Argument(None, metavar="CONFIG.yaml"),
+    overrides: list[str] = typer.Argument(None, metavar="[key=value]..."),  # noqa: B008
+) -> None:
+    if verb not in VERBS:
+        raise UserError(f"there is no verb {verb!r}; the verbs are {', '.join(VERBS)}")
+    path, words = config, list(overrides or [])
+    if path is not None and "=" in path and not os.path.exists(path):
+        path, words = None, [path, *words]
+    cls = stage(verb).Config
+    typer.echo(to_yaml(load(cls, path, words) if path or words else from_dict(cls, {}, "the command line")), nl=False)
+
+
+def _show_keys(verb: str) -> None:
+    table = Table("key", "type", "default", "meaning", title=f"eeg-gan {verb}: {VERBS[verb]}", title_justify="left")
+    for key in keys(stage(verb).Config):
+        table.add_row(key.name, key.type, key.default, key.meaning)
+    file = "[CONFIG.yaml]" if verb in WITHOUT_FILE else "CONFIG.yaml"
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    out.print(f"eeg-gan {verb} {file} \\[key=value ...]", highlight=False)
+    out.print(table)
+
+
+def _set_up_logging() -> None:
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    main_process = os.environ.get("RANK", "0") == "0"  # ranks other than 0 speak only when something is wrong
+    log.setLevel(logging.INFO if main_process else logging.WARNING)
+
+
+def _say(message: str, code: int) -> int:
+    console.print(f"eeg-gan: {message}", style="bold red" if code == USERS else None, markup=False, highlight=False,
+                  soft_wrap=True)
+    return code
+
+
+def _ours() -> int:
+    log.exception("eeg-gan: this is a mistake of the program, not yours; please report it with the lines below")
+    return OURS
+
+
+def _stopped(error: BaseException) -> int | None:
+    """The exit code of a run that saved and left because it was asked to, or None."""
+    return _say(str(error), AGAIN) if type(error).__name__ == "Stopped" else None
+
+
+def _is_users(error: OSError) -> bool:
+    import errno
+
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+    return full or isinstance(error, SYSTEM_ERRORS)
+
+
+def _about_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; nothing that was complete has been lost"

@@ -1,0 +1,199 @@
+"""Batches in an order that is a function of (seed, position): the same after a restart and on any number of ranks."""
+
+import functools
+import io
+import json
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from eeg_gan.config import UserError
+from eeg_gan.data.shards import Shards
+from eeg_gan.data.trial import Sample
+from eeg_gan.distributed import seed_at
+
+# b batch, C electrode, T time sample, H height, W width
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Where batches come from."""
+
+    index: str  # index.json that prepare wrote
+    cache_mb: int = 1024  # memory for decoded samples; 0 decodes anew each time
+    workers: int = 0  # threads that decode; 0 decodes in the thread that asks
+    mode: Literal["local", "stream"] = "local"  # stream: shards over pipes and URLs, not exactly resumable
+    verify: Literal["digest", "size"] = "digest"  # how shards are checked when opened
+
+    def __post_init__(self):
+        for name in ("cache_mb", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}; 0 turns it off")
+
+
+def shuffled_at(seed: int, n: int, position: int, batch: int) -> np.ndarray:
+    """Indices [batch] of the items at `position` and after in an endless stream of per-epoch permutations of n."""
+    assert n > 0, "there is nothing to shuffle"
+    places = np.arange(position, position + batch)
+    epochs = {int(epoch): _epoch(seed, int(epoch), n) for epoch in np.unique(places // n)}
+    return np.array([epochs[int(place // n)][place % n] for place in places], dtype=np.int64)
+
+
+def balanced_at(
+    labels: np.ndarray, seed: int, position: int, classes_per_batch: int, trials_per_class: int
+) -> np.ndarray:
+    """Indices [P * K] of the batch at `position` (items drawn so far): P different classes, K trials of each.
+
+    Every run of as many batches as there are classes shows each class P times; each class walks through permutations
+    of its trials, so that all are used equally often, and none twice in a batch where the class has K of them.
+    """
+    members = _members_of(np.asarray(labels, dtype=np.int64).tobytes())
+    n_classes, size = len(members), classes_per_batch * trials_per_class
+    if classes_per_batch > n_classes:
+        raise UserError(
+            f"a batch of {classes_per_batch} classes cannot be drawn from {n_classes}; lower classes_per_batch"
+        )
+    assert position % size == 0, f"position {position} lies inside a batch of {size}"
+    tour, step = divmod(position // size, n_classes)
+    drawn = _tour(seed, tour, n_classes, classes_per_batch)
+    indices = []
+    for c in drawn[step]:
+        visit = tour * classes_per_batch + int((drawn[:step] == c).sum())  # how often this class was drawn before
+        indices.append(members[c][_trials_at(seed, int(c), len(members[c]), visit, trials_per_class)])
+    return np.concatenate(indices)
+
+
+def _tour(seed: int, tour: int, n_classes: int, per_batch: int) -> np.ndarray:
+    """Classes [n_classes batches, per_batch]: rows hold different classes, each column holds every class once."""
+    order = _permutation(seed, "loader.classes", tour, n_classes)
+    starts = _permutation(seed, "loader.starts", tour, n_classes)
+    shifts = _permutation(seed, "loader.shifts", tour, n_classes)[:per_batch]
+    return order[(starts[:, None] + shifts) % n_classes]
+
+
+def _trials_at(seed: int, c: int, n: int, visit: int, k: int) -> np.ndarray:
+    """The k places, of n, that the class shows at a visit; a permutation serves until its visits would repeat."""
+    visits = np.lcm(n, k) // k
+    order = _permutation(seed, f"loader.class.{c}", visit // int(visits), n)
+    return order[(visit % visits * k + np.arange(k)) % n]
+
+
+@functools.lru_cache(maxsize=4)  # as long as the data: no more than the present epochs are kept
+def _epoch(seed: int, epoch: int, n: int) -> np.ndarray:
+    return _permutation.__wrapped__(seed, "loader.epoch", epoch, n)
+
+
+@functools.lru_cache(maxsize=4096)
+def _permutation(seed: int, purpose: str, number: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed_at(seed, purpose, number)).permutation(n)
+
+
+@functools.lru_cache(maxsize=8)
+def _members_of(labels: bytes) -> list[np.ndarray]:
+    array = np.frombuffer(labels, dtype=np.int64)
+    return [np.flatnonzero(array == label) for label in np.unique(array)]
+
+
+class Reader:
+    """Batches of one split of local shards, with decoded samples kept in memory up to `cache_mb`."""
+
+    def __init__(self, shards: Shards, split: str, cache_mb: int = 1024, workers: int = 0):
+        self.shards, self.split, self.n = shards, split, shards.n(split)
+        self.labels = shards.labels(split)
+        self.subjects = sorted({meta["subject"] or "" for s in shards.opened for meta in shards.metas(s)})
+        self._room, self._cache = cache_mb * 2**20, {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """eeg float32 [b, C, T], image uint8 [b, 3, H, W] where there are images, label, subject, index long [b].
+
+        subject counts in `subjects`, the sorted names of all opened splits.
+        """
+        wanted = [int(i) for i in indices]
+        samples = list((self._pool.map if self._pool else map)(self._sample, wanted))
+        return collate(samples, self.subjects) | {"index": torch.tensor(wanted)}
+
+    def in_order(self, batch: int) -> Iterator[Batch]:
+        """The whole split once, in the order of the index; the last batch may be smaller."""
+        return self.prefetched(range(i, min(i + batch, self.n)) for i in range(0, self.n, batch))
+
+    def prefetched(self, batches: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """`batch` of each, the next one being read in the background while this one is used."""
+        with ThreadPoolExecutor(1) as background:
+            waiting = None
+            for indices in batches:
+                coming = background.submit(self.batch, indices)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting.result()
+
+    def eeg_all(self) -> Tensor:
+        """[N, C, T] float32 of the whole split, in the order of the index."""
+        return torch.cat([batch["eeg"] for batch in self.in_order(256)])
+
+    def _sample(self, i: int) -> Sample:
+        kept = self._cache.get(i)
+        if kept is not None:
+            return kept
+        sample = self.shards.read(self.split, i)
+        size = sample.eeg.nbytes + (0 if sample.image is None else sample.image.nbytes)
+        with self._lock:
+            if i not in self._cache and size <= self._room:  # a full cache keeps what it has: each epoch asks for all
+                self._room -= size
+                self._cache[i] = sample
+        return sample
+
+
+def collate(samples: list[Sample], subjects: list[str]) -> Batch:
+    """Samples as one batch of tensors, without `index`."""
+    batch: Batch = {
+        "eeg": torch.from_numpy(np.stack([sample.eeg for sample in samples])),
+        "label": torch.tensor([sample.meta["label"] for sample in samples]),
+        "subject": torch.tensor([subjects.index(sample.meta["subject"] or "") for sample in samples]),
+    }
+    if samples[0].image is not None:
+        images = np.stack([sample.image for sample in samples])
+        batch["image"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return batch
+
+
+def stream(
+    urls: str | list[str], batch: int, seed: int, subjects: list[str], epoch: int = 0, shuffle: int = 1000
+) -> Iterator[Batch]:
+    """One pass over shards at paths, `pipe:` commands or URLs, with `key` (names) in place of `index`.
+
+    For data larger than the disk. Shards are divided among ranks and shuffled in a window of `shuffle` samples: the
+    order is approximately random, depends on the number of ranks, and cannot be resumed exactly inside a pass.
+    """
+    import webdataset as wds
+
+    pipeline = wds.DataPipeline(
+        wds.SimpleShardList(urls),
+        wds.detshuffle(100, seed=seed, epoch=epoch - 1),  # counts up before its first use
+        wds.split_by_node,
+        wds.split_by_worker,
+        wds.tarfile_to_samples(),
+        wds.detshuffle(shuffle, seed=seed, epoch=epoch - 1),
+        wds.map(_decode),
+        wds.batched(batch, partial=True, collation_fn=list),
+    )
+    for samples in pipeline:
+        yield collate(samples, subjects) | {"key": [sample.key for sample in samples]}
+
+
+def _decode(raw: dict[str, Any]) -> Sample:
+    eeg = np.load(io.BytesIO(raw["eeg.npy"]), allow_pickle=False).astype(np.float32)
+    image = np.array(Image.open(io.BytesIO(raw["png"])).convert("RGB")) if "png" in raw else None
+    return Sample(raw["__key__"], eeg, image, json.loads(raw["json"]))

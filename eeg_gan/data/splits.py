@@ -1,0 +1,212 @@
+"""Which trials train, which select, which test: groups of trials that share something are never divided."""
+
+import difflib
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from eeg_gan.config import UserError
+from eeg_gan.data.card import Card
+from eeg_gan.distributed import seed_at
+
+SPLITS = ("train", "val", "test")
+CONTEXT = {  # block 3 of one subject is not block 3 of another
+    "stimulus": ("stimulus",),
+    "concept": ("concept",),
+    "subject": ("subject",),
+    "recording": ("recording",),
+    "session": ("subject", "session"),
+    "run": ("subject", "session", "run"),
+    "block": ("subject", "session", "run", "recording", "block"),
+    "trial": ("key",),
+}
+Metas = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How trials are divided."""
+
+    by: Literal["stimulus", "concept", "block", "run", "session", "subject", "recording", "given", "trial"] = (
+        "stimulus"  # what no two splits share; given: the column split decides
+    )
+    train: float = 0.7  # fraction of the groups
+    val: float = 0.1  # fraction of the groups; models are selected on it
+    test: float = 0.2  # fraction of the groups
+    seed: int = 0  # of the shuffle
+    balance: bool = True  # allot the groups of each class by the fractions, where groups belong to one class
+    test_groups: tuple[str, ...] = ()  # names of groups held out for test; fractions share the rest
+    val_groups: tuple[str, ...] = ()  # names of groups held out for val, for example subjects
+    allow_confounded: bool = False  # divide even where training and test trials then share a block or a stimulus
+
+    def __post_init__(self):
+        fractions = (self.train, self.val, self.test)
+        if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or self.train == 0:
+            raise ValueError(f"train, val and test are fractions that sum to 1, train above 0; got {fractions}")
+        if self.by == "given" and (self.test_groups or self.val_groups):
+            raise ValueError("test_groups and val_groups need groups, but by=given takes the column split; drop one")
+        both = sorted(set(self.test_groups) & set(self.val_groups))
+        if both:
+            raise ValueError(f"{', '.join(both)} is in test_groups and in val_groups; keep it in one")
+
+
+def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
+    """The split of every trial; a function of the trials' metas and the config alone."""
+    if config.by == "given":
+        assigned = _given(trials)
+    else:
+        if config.by == "trial" and not config.allow_confounded:
+            _refuse_by_trial(trials, card)
+        names = [_group(trial, config.by) for trial in trials]
+        split_of = _allot_groups(names, trials, config)
+        assigned = [split_of[name] for name in names]
+    for split in SPLITS:
+        if split not in assigned and (getattr(config, split) > 0 or split == "train"):
+            raise UserError(
+                f"splits: {split} would be empty of {len(trials)} trials by {config.by}; "
+                f"raise splits.{split}, or set it to 0 and give its part to another"
+            )
+    return assigned
+
+
+def policy(trials: Metas, assigned: list[str], config: SplitConfig, card: Card) -> dict[str, Any]:
+    """What index.json records of the division; `confounded` where splits share something else that tells the label."""
+    reasons = confounds(trials, assigned, config, card)
+    return {
+        "by": config.by,
+        "seed": config.seed,
+        "fractions": {split: getattr(config, split) for split in SPLITS},
+        "confounded": bool(reasons),
+        "reasons": reasons,
+        "digest": digest({s: [t["key"] for t, a in zip(trials, assigned, strict=True) if a == s] for s in SPLITS}),
+    }
+
+
+def digest(keys: Mapping[str, Iterable[str]]) -> str:
+    """The identity of a division: SHA-256 of the sorted (split, key) pairs."""
+    lines = sorted(f"{split}\t{key}\n" for split, own in keys.items() for key in own)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def confounds(trials: Metas, assigned: list[str], config: SplitConfig, card: Card) -> list[str]:
+    """Why a score on this division could come from something else than the brain's answer to the image."""
+    reasons = []
+    nested = ("subject", "session", "run", "recording")  # no block reaches over two of these
+    if card.design == "block" and config.by not in nested and _shared(trials, assigned, "block"):
+        reasons.append("block design, and train shares a block with another split: slow drifts tell the class")
+    windowed = card.design in ("windowed", "imagined-windowed") and config.by not in nested
+    if windowed and _shared(trials, assigned, "recording"):
+        reasons.append("windows of one recording are in train and in another split: they may share samples")
+    if config.by in ("trial", "given") and _shared(trials, assigned, "stimulus", unknown=False):
+        reasons.append("a stimulus is in train and in another split: an image can be recognised instead of its class")
+    return reasons
+
+
+def _shared(trials: Metas, assigned: list[str], by: str, unknown: bool = True) -> bool:
+    """Whether train and another split share a group; `unknown` is the answer where the trials do not say."""
+    if all(trial[by] is None for trial in trials):
+        return unknown
+    train, other = set(), set()
+    for trial, split in zip(trials, assigned, strict=True):
+        if trial[by] is not None:
+            (train if split == "train" else other).add(_group(trial, by))
+    return bool(train & other)
+
+
+def _refuse_by_trial(trials: Metas, card: Card) -> None:
+    cure = "choose splits.by=block, recording, subject or stimulus, or accept it with splits.allow_confounded=true"
+    if card.design in ("block", "windowed", "imagined-windowed"):
+        raise UserError(
+            f"splits.by=trial is refused: in a {card.design} design neighbouring trials share label and drift, "
+            f"so test accuracy would be inflated; {cure}"
+        )
+    repeated = [name for name, n in Counter(t["stimulus"] for t in trials if t["stimulus"]).items() if n > 1]
+    if repeated:
+        raise UserError(
+            f"splits.by=trial is refused: {len(repeated)} stimuli are repeated (for example {repeated[0]}), so the "
+            f"test split would hold images that were trained on; {cure}"
+        )
+
+
+def _given(trials: Metas) -> list[str]:
+    for trial in trials:
+        if trial["split"] not in SPLITS:
+            raise UserError(
+                f"splits.by=given: trial {trial['key']} has split {trial['split']!r}; "
+                "write train, val or test for every trial, or choose another splits.by"
+            )
+    return [trial["split"] for trial in trials]
+
+
+def _group(trial: dict[str, Any], by: str) -> str:
+    if trial[CONTEXT[by][-1]] is None:
+        raise UserError(
+            f"splits.by={by}: trial {trial['key']} has no {by}; fill that column in every row, or choose another key"
+        )
+    return "/".join(str(trial[name]) for name in CONTEXT[by] if trial[name] is not None)
+
+
+def _allot_groups(names: list[str], trials: Metas, config: SplitConfig) -> dict[str, str]:
+    held = _held_out(names, trials, config)
+    classes = defaultdict(set)
+    for name, trial in zip(names, trials, strict=True):
+        if name not in held:
+            classes[name].add(trial["label"])
+    pools = defaultdict(list)
+    one_class_each = all(len(labels) == 1 for labels in classes.values())
+    # a concept that is a whole class cannot be in two splits: zero-shot, divided over all classes at once
+    zero_shot = config.by == "concept" and len({min(labels) for labels in classes.values()}) == len(classes)
+    stratify = config.balance and one_class_each and not zero_shot
+    for name in sorted(classes):
+        pools[min(classes[name]) if stratify else None].append(name)
+    split_of = dict(held)
+    for label, pool in pools.items():
+        parts = _allot(len(pool), config, label)
+        for place, split in zip(_order(config.seed, label, len(pool)), parts, strict=True):
+            split_of[pool[place]] = split
+    return split_of
+
+
+def _order(seed: int, label: int | None, n: int) -> np.ndarray:
+    return np.random.default_rng(seed_at(seed, "splits", 0 if label is None else label + 1)).permutation(n)
+
+
+def _held_out(names: list[str], trials: Metas, config: SplitConfig) -> dict[str, str]:
+    """Group -> split for the groups that the config names, by full name or by the last part of it."""
+    known = defaultdict(set)
+    for name, trial in zip(names, trials, strict=True):
+        known[name].add(name)
+        known[str(trial["key" if config.by == "trial" else config.by])].add(name)
+    held = {}
+    for split, wanted in (("test", config.test_groups), ("val", config.val_groups)):
+        for group in wanted:
+            if group not in known:
+                close = difflib.get_close_matches(group, list(known), 1, 0.5)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)[:20])}"
+                raise UserError(f"splits.{split}_groups: no {config.by} is named {group!r}; {hint}")
+            held |= dict.fromkeys(known[group], split)
+    return held
+
+
+def _allot(n_groups: int, config: SplitConfig, label: int | None) -> list[str]:
+    """`n_groups` split names by largest remainder, at least one group for every split that has a fraction."""
+    named = {"test": config.test_groups, "val": config.val_groups, "train": ()}
+    wanted = {split: getattr(config, split) for split in SPLITS if getattr(config, split) > 0 and not named[split]}
+    if n_groups < len(wanted):
+        where = f"class {label} has" if label is not None else "there are"
+        cure = "; splits.balance=false divides over all classes at once" if label is not None else ""
+        raise UserError(
+            f"splits.by={config.by}: {where} {n_groups} groups, too few for {len(wanted)} splits ({', '.join(wanted)})"
+            f"; choose a finer splits.by, or set a fraction to 0{cure}"
+        )
+    exact = {split: fraction / sum(wanted.values()) * n_groups for split, fraction in wanted.items()}
+    counts = {split: max(1, int(value + 1e-9)) for split, value in exact.items()}
+    while sum(counts.values()) != n_groups:
+        step = 1 if sum(counts.values()) < n_groups else -1
+        able = [split for split in counts if step > 0 or counts[split] > 1]
+        counts[max(able, key=lambda split: step * (exact[split] - counts[split]))] += step
+    return [split for split in counts for _ in range(counts[split])]

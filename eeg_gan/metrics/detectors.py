@@ -1,0 +1,236 @@
+"""Networks that judge images: features for distances between sets, logits for the class of what was generated."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError
+from eeg_gan.torchvision_compat import load
+
+# Published ResNet-56 on 10,000 JPEG test images of CIFAR-10: .8332 with CIFAR-10's statistics, .8320 with ImageNet's.
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    name: Literal["classifier", "resnet56", "inception"] = "classifier"  # own, CIFAR-10's, published FID's
+    weights: str | None = None  # file, safetensors; inception: its .pth, null is torch-fidelity's cache
+    n_classes: int = 10  # classifier without weights: number of classes
+    image_size: int = 32  # classifier: images are resized to this
+
+    def __post_init__(self):
+        if not 16 <= self.image_size <= 64:
+            raise ValueError(f"the classifier sees images of 16 to 64 pixels, got image_size={self.image_size}")
+        if self.n_classes < 1:
+            raise ValueError(f"n_classes counts classes, so it must be 1 or more; got {self.n_classes}")
+
+
+class SmallClassifier(nn.Module):
+    """uint8 [B, 3, H, W] -> features [B, 128], logits [B, n_classes]; trains in seconds on a CPU."""
+
+    name = "classifier"
+
+    def __init__(self, n_classes: int, image_size: int = 32):
+        super().__init__()
+        self.image_size = image_size
+        blocks, width_in = [], 3
+        for width, stride in ((32, 1), (64, 2), (128, 2)):
+            blocks += [nn.Conv2d(width_in, width, 3, stride, 1), nn.GroupNorm(8, width), nn.ReLU()]
+            width_in = width
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(128, 128, 3, 2, 1), nn.GroupNorm(8, 128), nn.ReLU())
+        self.linear = nn.Linear(128, n_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.blocks(_resized(images, self.image_size) / 127.5 - 1).mean((2, 3))
+        return features, self.linear(features)
+
+
+class ResNet56(nn.Module):
+    """uint8 [B, 3, H, W] -> features [B, 64], logits [B, 10]: the CIFAR-10 network of He et al. 2016, section 4.2.
+
+    Three stages of nine two-layer blocks, widths 16, 32, 64; shortcuts are subsampled and padded with zeros (option A).
+    """
+
+    name = "resnet56"
+
+    def __init__(self, n_classes: int = 10):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.layer1, self.layer2, self.layer3 = _stage(16, 16), _stage(16, 32), _stage(32, 64)
+        self.linear = nn.Linear(64, n_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = _normalised(_resized(images, 32) / 255, CIFAR_MEAN, CIFAR_STD)
+        x = F.relu(self.bn1(self.conv1(x)))
+        features = self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+        return features, self.linear(features)
+
+
+class _Block(nn.Module):
+    def __init__(self, width_in: int, width: int):
+        super().__init__()
+        self.stride, self.padding = width // width_in, (width - width_in) // 2
+        self.conv1 = nn.Conv2d(width_in, width, 3, self.stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(h + shortcut)
+
+
+class Inception(nn.Module):
+    """uint8 [B, 3, H, W] -> features [B, 2048], logits [B, 1008]: the 2015 InceptionV3 of published FID and IS.
+
+    Logits are without bias, as in published inception scores.
+    """
+
+    name = "inception"
+
+    def __init__(self, weights: str):
+        super().__init__()
+        extractor = load("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+        self.network = extractor("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(images)
+        return features, logits
+
+
+DETECTORS = {"classifier": SmallClassifier, "resnet56": ResNet56, "inception": Inception}
+
+
+def build_detector(config: DetectorConfig) -> nn.Module:
+    """The detector in evaluation mode: `.name`, and forward of uint8 [B, 3, H, W] to (features [B, F], logits)."""
+    if config.name == "inception":
+        return Inception(_inception_weights(config.weights)).eval()
+    if config.weights is None and config.name == "resnet56":
+        raise UserError(
+            "detector resnet56 needs weights: resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10, "
+            f"made into safetensors; {CONVERSION}; then set weights=FILE.safetensors"
+        )
+    state = None if config.weights is None else _read_state(config.weights)
+    n_classes = config.n_classes if state is None or "linear.bias" not in state else len(state["linear.bias"])
+    if config.name == "resnet56":
+        model = ResNet56(n_classes)
+    else:
+        model = SmallClassifier(n_classes, config.image_size)
+    if state is not None:
+        _load_state(model, state, config.weights)
+    return model.eval()
+
+
+CONVERSION = (
+    "convert it by: python -c \"import sys, torch; from safetensors.torch import save_file; "
+    "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
+    "save_file({k.removeprefix('module.'): v.contiguous() for k, v in s.items()}, sys.argv[2])\" IN.th OUT.safetensors"
+)
+
+
+@torch.enable_grad()
+def fit_classifier(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    steps: int = 400,
+    batch: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+) -> nn.Module:
+    """Trains `model` on uint8 images [N, 3, H, W] and labels [N] with light augmentation; left in evaluation mode.
+
+    The order, shifts and noise are functions of the seed; the weights' start is the caller's.
+    """
+    generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(steps, 2))
+    model.train()
+    for _ in range(steps):
+        own = torch.randint(len(images), (batch,), generator=generator)
+        logits = model(augmented(images[own.to(images.device)], generator).to(device))[1]
+        optimiser.zero_grad()
+        F.cross_entropy(logits, labels[own.to(labels.device)].to(device)).backward()
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+def augmented(images: Tensor, generator: torch.Generator, shift: float = 0.1, noise: float = 8.0) -> Tensor:
+    """uint8 images [B, 3, H, W], moved by up to `shift` of their size (edges repeated), with noise in grey levels."""
+    b, _, h, w = images.shape
+    reach = max(1, round(shift * min(h, w)))
+    moves = torch.randint(2 * reach + 1, (2, b), generator=generator)
+    rows, columns = (m[:, None] + torch.arange(n) for m, n in zip(moves, (h, w), strict=True))
+    padded = F.pad(images.float(), (reach,) * 4, mode="replicate")
+    place = torch.arange(b)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
+    moved = padded[place].permute(0, 3, 1, 2)  # a slice between index arrays lands last
+    noisy = moved + noise * torch.randn(moved.shape, generator=generator).to(moved)
+    return noisy.round().clamp(0, 255).to(torch.uint8)
+
+
+def _stage(width_in: int, width: int, blocks: int = 9) -> nn.Sequential:
+    return nn.Sequential(_Block(width_in, width), *(_Block(width, width) for _ in range(blocks - 1)))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    x = images.float()
+    if x.shape[2:] == (size, size):
+        return x
+    return F.interpolate(x, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+
+
+def _normalised(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in (mean, std))
+    return (x - mean) / std
+
+
+def _read_state(path: str) -> dict[str, Tensor]:
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such detector weights; give the path of a safetensors file as weights=")
+    if not path.endswith(".safetensors"):
+        raise UserError(f"{path}: weights are read from safetensors only, a pickle can run code; {CONVERSION}")
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own type for a damaged header, OSError for the rest
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy or convert it again") from None
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: these are not weights of the {model.name} network ({first}); give its own") from None
+
+
+def _inception_weights(given: str | None) -> str:
+    """The local file of InceptionV3 weights, fetched into torch's cache if need be; its pickle holds tensors only."""
+    url = load("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
+    path = given or os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not os.path.isfile(path):
+        if given:
+            raise UserError(f"{path}: no such detector weights; download {url} and give its path as weights=")
+        _download(url, path)
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)  # torch_fidelity unpickles freely: admit only tensors
+    except Exception as error:
+        raise UserError(f"{path}: not a plain file of tensors ({error}); download it again from {url}") from None
+    return path
+
+
+def _download(url: str, path: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, path, progress=False)
+    except OSError as error:
+        raise UserError(
+            f"the inception weights could not be downloaded ({error}); on a machine with a network get {url} and put "
+            f"it at {path}, or give its path as weights=/path/to/{os.path.basename(url)}"
+        ) from None

@@ -1,0 +1,182 @@
+"""The image tower: any open_clip model's vision half, taking uint8 images of any size."""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError
+from eeg_gan.torchvision_compat import load
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# An open_clip model config of 0.3 M parameters for 32 x 32 images; trains in well under a minute on a laptop's CPU.
+TINY_TOWER = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 96, "head_width": 32, "patch_size": 4},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    model: str = "ViT-B-32"  # an open_clip model name, a path to a model config (.json), or tiny (32 pixels, untrained)
+    pretrained: str | None = None  # an open_clip tag (downloaded) or a local weights file; null starts at random
+    frozen: bool = True  # no gradient, evaluation mode always
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError("model is empty; name an open_clip model such as ViT-B-32, or a .json model config")
+
+
+class ImageTower(nn.Module):
+    """uint8 images [B, 3, H, W] -> embeddings [B, dim], not normalised."""
+
+    def __init__(self, visual: nn.Module, dim: int, frozen: bool):
+        super().__init__()
+        self.visual, self.dim, self.frozen = visual, dim, frozen
+        size = visual.image_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        preprocess = getattr(visual, "preprocess_cfg", None) or {}
+        for name, default in (("mean", OPENAI_MEAN), ("std", OPENAI_STD)):
+            values = torch.tensor(preprocess.get(name, default), dtype=torch.float32)
+            self.register_buffer(name, values.view(1, 3, 1, 1))
+        if frozen:
+            self.requires_grad_(False)
+        self.train(not frozen)
+
+    def train(self, mode: bool = True) -> "ImageTower":
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float()
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            out = self.visual((x / 255 - self.mean) / self.std)
+        return out[0] if isinstance(out, tuple) else out  # towers with token output give (embedding, tokens)
+
+
+def build_tower(config: TowerConfig) -> ImageTower:
+    """The vision half of the configured model; its text half is dropped at once, for memory."""
+    open_clip = load("open_clip")
+    name = _registered(open_clip, config.model)
+    own = _visual_weights(config.pretrained)
+    pretrained = None if own is not None else _known(open_clip, name, config.pretrained)
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+    except Exception as error:  # network, disk, format and shape errors of four libraries arrive here
+        raise UserError(_why(open_clip, name, config.pretrained, error)) from None
+    tower = ImageTower(model.visual, _embedding_dim(open_clip, model, name), config.frozen)
+    if own is not None:
+        _load_visual(tower, own, config.pretrained)
+    return tower
+
+
+def tower_state(tower: ImageTower) -> dict[str, Tensor]:
+    """The weights under open_clip's names; saved as safetensors, `pretrained=FILE` reads them back."""
+    return {f"visual.{name}": value.detach().cpu().contiguous() for name, value in tower.visual.state_dict().items()}
+
+
+def tower_digest(tower: ImageTower) -> str:
+    """sha256 over names, shapes and bytes of the weights and of the normalisation: equal exactly for equal towers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tower.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _registered(open_clip, model: str) -> str:
+    """The name under which open_clip knows the model; a path and `tiny` are registered first."""
+    if model == "tiny":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "eeg-gan-tiny.json")
+            path.write_text(json.dumps(TINY_TOWER), encoding="utf-8")
+            open_clip.add_model_config(path)
+        return "eeg-gan-tiny"
+    if model.endswith(".json"):
+        _check_model_config(Path(model))
+        open_clip.add_model_config(Path(model))
+        return Path(model).stem
+    if ":" not in model and model.replace("/", "-") not in open_clip.list_models():
+        raise UserError(
+            f"{model}: open_clip has no such model; take one of open_clip.list_models(), such as ViT-B-32, or the path "
+            "of a model config that ends in .json"
+        )
+    return model
+
+
+def _check_model_config(path: Path) -> None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable open_clip model config: {error}") from None
+    keys = values if isinstance(values, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in keys]
+    if missing:
+        raise UserError(f"{path}: an open_clip model config has embed_dim, vision_cfg and text_cfg; missing: {missing}")
+
+
+def _visual_weights(pretrained: str | None) -> dict[str, Tensor] | None:
+    """The tensors of a file that holds a vision half alone, as `tower_state` gives them; else None."""
+    if pretrained is None or not pretrained.endswith(".safetensors") or not os.path.isfile(pretrained):
+        return None
+    try:
+        with safe_open(pretrained, "pt") as file:
+            alone = all(name.startswith("visual.") for name in file.keys())
+        return load_file(pretrained) if alone else None
+    except Exception as error:
+        raise UserError(f"{pretrained}: not a readable safetensors file ({error}); copy it again") from None
+
+
+def _known(open_clip, name: str, pretrained: str | None) -> str | None:
+    if pretrained is None or ":" in name or os.path.isfile(pretrained):
+        return pretrained
+    if open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained):
+        return pretrained
+    if os.sep in pretrained or pretrained.endswith((".safetensors", ".pt", ".bin")):
+        raise UserError(f"{pretrained}: no such weights file; give the path of a local file as pretrained=")
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    raise UserError(f"{pretrained}: {name} has no such weights; its tags are {', '.join(tags) or 'none'}")
+
+
+def _why(open_clip, name: str, pretrained: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if pretrained is None or os.path.isfile(pretrained):
+        return f"{pretrained or name}: open_clip cannot build {name} from it: {reason}; give weights of this very model"
+    source = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) or {}
+    where, file = source.get("url", ""), "the weights"
+    if source.get("hf_hub"):
+        repository, _, file = source["hf_hub"].rpartition("/")
+        file = file or "open_clip_model.safetensors"
+        where = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    return (
+        f"pretrained={pretrained} of {name} could not be downloaded ({reason}); on a machine with a network get {where}"
+        f" and give it as pretrained=/path/to/{os.path.basename(where) or file}"
+    )
+
+
+def _embedding_dim(open_clip, model: nn.Module, name: str) -> int:
+    dim = getattr(model.visual, "output_dim", None)
+    if dim is None:
+        dim = (open_clip.get_model_config(name.replace("/", "-")) or {}).get("embed_dim")
+    assert dim is not None, f"open_clip's {name} does not tell the length of its embedding"
+    return int(dim)
+
+
+def _load_visual(tower: ImageTower, state: dict[str, Tensor], path: str) -> None:
+    try:
+        tower.visual.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: not the weights of this model ({reason}); name the model they belong to") from None

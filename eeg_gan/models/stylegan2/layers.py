@@ -1,0 +1,212 @@
+"""Layers of StyleGAN2: equalised learning rate, modulated convolution, mapping network, minibatch deviation.
+
+Feature maps are kept in channels_last. N batch, C channel, H W pixel, L synthesis layer.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eeg_gan.distributed import mean_over_ranks
+from eeg_gan.ops import bias_act, setup_filter, upfirdn2d
+
+TAPS = (1, 3, 3, 1)
+EPS = 1e-8
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switches autocast off for the few lines that need float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def unit_second_moment(x: Tensor) -> Tensor:
+    """[N, D] scaled so that the mean square of each row is one."""
+    with full_precision(x):
+        x = x.float() if x.dtype != torch.float64 else x
+        return x * (x.square().mean(dim=1, keepdim=True) + EPS).rsqrt()
+
+
+class Linear(nn.Module):
+    """A linear layer whose weights are drawn with unit variance and scaled at run time."""
+
+    def __init__(self, n_in: int, n_out: int, bias_init: float = 0.0, lr_multiplier: float = 1.0, act: str = "linear"):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([n_out], bias_init / lr_multiplier))
+        self.scale = lr_multiplier / math.sqrt(n_in)
+        self.lr_multiplier = lr_multiplier
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias * self.lr_multiplier if self.lr_multiplier != 1 else self.bias
+        if self.act == "linear":
+            return F.linear(x, self.weight * self.scale, bias)
+        return bias_act(F.linear(x, self.weight * self.scale), bias, act=self.act)
+
+
+class Conv2d(nn.Module):
+    """A convolution at equal size, or at half size after a low-pass; `gain` multiplies the result."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: int,
+        bias: bool = True,
+        act: str = "linear",
+        down: int = 1,
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+        self.scale = 1 / math.sqrt(n_in * kernel**2)
+        self.down, self.act, self.gain = down, act, gain
+        self.register_buffer("taps", setup_filter(TAPS) if down > 1 else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight.shape[2]
+        linear = self.act == "linear"
+        weight = self.weight * (self.scale * self.gain if linear else self.scale)
+        if self.down == 1:
+            x = F.conv2d(x, weight, padding=kernel // 2)
+        else:
+            x = conv_down2d(x, weight, self.taps)
+        if linear:
+            return x if self.bias is None else bias_act(x, self.bias * self.gain)
+        return bias_act(x, self.bias, act=self.act, gain=math.sqrt(2) * self.gain)
+
+
+def conv_down2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C', H/2, W/2]: low-pass, then a strided convolution; a 1x1 kernel needs only kept pixels."""
+    kernel = weight.shape[2]
+    if kernel == 1:
+        return F.conv2d(upfirdn2d(x, taps, down=2, padding=1), weight)
+    return F.conv2d(upfirdn2d(x, taps, padding=kernel // 2 + 1), weight, stride=2)
+
+
+def conv_up2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C', 2H, 2W]: a 3x3 transposed convolution with stride 2, then a low-pass."""
+    x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    return upfirdn2d(x, taps, padding=1, gain=4)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    style: Tensor,
+    demodulate: bool = True,
+    taps: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """A convolution with the weights weight * style of each sample, unfused; `taps` given means up by two.
+
+    x [N, C, H, W], weight [C', C, k, k], style [N, C]; noise [N or 1, 1, H', W'] joins demodulation.
+    """
+    x = x * style.to(x.dtype)[:, :, None, None]
+    y = F.conv2d(x, weight, padding=weight.shape[2] // 2) if taps is None else conv_up2d(x, weight, taps)
+    if not demodulate:
+        return y if noise is None else y + noise
+    factor = demodulation(weight, style).to(y.dtype)[:, :, None, None]
+    return y * factor if noise is None else torch.addcmul(noise.to(y.dtype), y, factor)
+
+
+def demodulation(weight: Tensor, style: Tensor) -> Tensor:
+    """[N, C']: 1 / ||weight * style|| per sample and output channel, as one matrix product."""
+    with full_precision(style):
+        style = style.to(weight.dtype)
+        return (style.square() @ weight.square().sum(dim=(2, 3)).T + EPS).rsqrt()
+
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 convolution, noise with a learned strength, bias and leaky ReLU."""
+
+    def __init__(self, n_in: int, n_out: int, w_dim: int, resolution: int, up: bool):
+        super().__init__()
+        self.affine = Linear(w_dim, n_in, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+        self.register_buffer("taps", setup_filter(TAPS) if up else None, persistent=False)
+        self.scale = 1 / math.sqrt(n_in * 9)
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        noise = None if noise is None else noise * self.noise_strength
+        x = modulated_conv2d(x, self.weight * self.scale, self.affine(w), taps=self.taps, noise=noise)
+        return bias_act(x, self.bias, act="lrelu")
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to image channels, without demodulation."""
+
+    def __init__(self, n_in: int, img_channels: int, w_dim: int):
+        super().__init__()
+        self.affine = Linear(w_dim, n_in, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(img_channels, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(img_channels))
+        self.scale = 1 / math.sqrt(n_in)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = modulated_conv2d(x, self.weight * self.scale, self.affine(w), demodulate=False)
+        return x + self.bias.to(x.dtype)[:, None, None]
+
+
+class Mapping(nn.Module):
+    """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim]; either dimension may be 0."""
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, layers: int, w_average_decay: float | None = 0.995):
+        super().__init__()
+        if z_dim + c_dim == 0:
+            raise ValueError("a mapping network needs an input: z_dim and c_dim are both 0; raise one of them")
+        self.z_dim, self.c_dim = z_dim, c_dim
+        self.embed = Linear(c_dim, w_dim) if c_dim else None
+        widths = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * layers
+        pairs = zip(widths, widths[1:], strict=False)
+        self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=0.01, act="lrelu") for a, b in pairs])
+        self.decay = w_average_decay
+        self.register_buffer("w_average", torch.zeros(w_dim) if w_average_decay is not None else None)
+
+    def forward(self, z: Tensor | None, c: Tensor | None = None, update_average: bool = False) -> Tensor:
+        inputs = [unit_second_moment(z)] if self.z_dim else []
+        if self.embed is not None:
+            assert c is not None, f"this network is conditioned on c [N, {self.c_dim}]"
+            inputs.append(unit_second_moment(self.embed(c)))
+        x = torch.cat(inputs, dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        if update_average:
+            mean = mean_over_ranks(x.detach().to(self.w_average.dtype).mean(dim=0))
+            self.w_average.lerp_(mean, 1 - self.decay)
+        return x
+
+
+def minibatch_deviation(x: Tensor, group: int) -> Tensor:
+    """[N, C, H, W] with one more channel: the mean deviation within each `group` of consecutive samples."""
+    n = len(x)
+    if n % group:
+        fit = ", ".join(str(g) for g in range(1, n + 1) if n % g == 0)
+        raise ValueError(
+            f"minibatch groups of {group} do not divide a batch of {n} on one process; "
+            f"set mbstd_group to one of {fit}, or the batch per process to a multiple of {group}"
+        )
+    with full_precision(x):
+        grouped = x.unflatten(0, (n // group, group))
+        grouped = grouped.float() if x.dtype != torch.float64 else grouped
+        deviation = (grouped.var(dim=1, correction=0) + EPS).sqrt().mean(dim=(1, 2, 3))
+    feature = deviation.repeat_interleave(group, output_size=n).to(x.dtype)[:, None, None, None]
+    return torch.cat([x, feature.expand(n, 1, *x.shape[2:])], dim=1)
+
+
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Feature maps at a resolution: base / resolution, at most `channel_max`."""
+    return max(min(channel_base // resolution, channel_max), 1)
+
+
+def resolutions_up_to(resolution: int) -> list[int]:
+    """[4, 8, .., resolution]."""
+    if resolution not in [2**k for k in range(4, 11)]:
+        raise ValueError(f"the resolution is a power of two from 16 to 1024 px; got {resolution}")
+    return [2**k for k in range(2, resolution.bit_length())]

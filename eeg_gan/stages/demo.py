@@ -1,0 +1,143 @@
+"""The whole pipeline on simulated EEG of rendered images, on a CPU, in minutes; needs no file outside the package."""
+
+import json
+import logging
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eeg_gan.data.loader import LoaderConfig
+from eeg_gan.metrics.statistics import record
+from eeg_gan.stages import demo_models, pipeline
+from eeg_gan.training import runtime
+from eeg_gan.training.checkpoint import write_json
+
+log = logging.getLogger("eeg_gan")
+LINES = (  # what the demo prints at the end: metric, what it is
+    ("demo/lda_accuracy", "shrinkage LDA on the EEG, the score to beat"),
+    ("encode/kmeans_accuracy", "stage 1: k-means accuracy of the EEG feature"),
+    ("encode/knn_accuracy", "stage 1: kNN accuracy of the EEG feature"),
+    ("align/retrieval_top1", "stage 2: the seen picture found among all held-out ones"),
+    ("align/retrieval_top1_within_class", "stage 2: found among held-out pictures of its class"),
+    ("generate/class_accuracy", "stage 3: generated pictures of the right class"),
+    ("generate/class_accuracy_shuffled_eeg", "  the same with shuffled EEG"),
+    ("generate/class_accuracy_real", "  the same for real held-out pictures"),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str = "runs/demo"  # everything goes here; the same command again continues or says that all is done
+    image_size: Literal[16, 32] = 32  # pixels of the rendered images
+    images_per_class: int = 60  # different images of each of the 10 classes
+    subjects: int = 5  # simulated persons; each sees every image once
+    class_means: bool = True  # false takes class means out of the simulated responses: a control
+    encode_images: int = 60_000  # trials for stage 1
+    align_images: int = 60_000  # trials for stage 2
+    image2eeg_images: int = 40_000  # trials for stage 4
+    gan_images: int = 60_000  # images for stage 3
+    judge_steps: int = 300  # of the classifier that judges generated pictures
+    tower_steps: int = 400  # of the image tower
+    seed: int = 0  # of every random draw
+
+
+def run(config: Config) -> None:
+    run_dir, steps = Path(config.run_dir), plan(config)
+    with runtime.start("demo", config) as rt:
+        if rt.done:
+            _say(run_dir)
+            return
+        for step in steps:
+            step()
+            rt.record["peak_memory_gb"] = max(rt.record.get("peak_memory_gb", 0.0), _peak_memory_gb())
+            rt.save_record()
+            rt.check_stop()
+        metrics = json.loads((run_dir / "evaluate" / "metrics.json").read_text())
+        metrics["demo/lda_accuracy"] = metrics.pop("lda/accuracy")
+        metrics["demo/seconds"] = record(rt.seconds)
+        metrics["demo/peak_memory_gb"] = record(rt.record["peak_memory_gb"])
+        write_json(run_dir / "metrics.json", metrics)
+        rt.finish(f"all stages in {rt.seconds:.0f} s, {rt.record['peak_memory_gb']:.1f} GB of memory at most")
+        _say(run_dir)
+
+
+def plan(config: Config) -> list[Callable[[], None]]:
+    """Every step in order, its config checked before the first one runs."""
+    steps = {step.name: (lambda step=step: step.module.run(step.config)) for step in pipeline.resolve(config.run_dir, stages(config))}
+    loader = LoaderConfig(index=f"{config.run_dir}/prepare/index.json")
+    judge = demo_models.JudgeConfig(f"{config.run_dir}/classifier", loader, config.judge_steps, config.seed)
+    tower = demo_models.TowerTraining(f"{config.run_dir}/tower", loader, config.tower_steps, seed=config.seed)
+    own = [lambda: demo_models.train_judge(judge), lambda: demo_models.train_tower(tower)]
+    names = list(steps)
+    return [steps[name] for name in names[:2]] + own + [steps[name] for name in names[2:]]
+
+
+def stages(config: Config) -> dict[str, dict[str, Any]]:
+    """The pipeline of the demo, in the form in which a YAML names it."""
+    seed = {"seed": config.seed}
+    tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
+    augment = {"shift": 3, "noise": 0.2, "drop": 0.1, "scale": 0.2}
+    simulated = {"image_size": config.image_size, "images_per_class": config.images_per_class,
+                 "subjects": config.subjects, "class_means": config.class_means, **seed}
+    judge = {"name": "classifier", "weights": "{run_dir}/classifier/weights.safetensors", "image_size": config.image_size}
+    return {
+        "prepare": {
+            "source": {"name": "simulated", "simulated": simulated},
+            "preprocess": {"highpass_hz": 0.5, "lowpass_hz": 40.0, "notch": True, "baseline": True},
+            "split": {"by": "stimulus", **seed},
+        },
+        "audit": seed,
+        "encode": {
+            "encoder": {"name": "tsconv", "dim": 64}, "augment": augment,
+            "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
+            "classes_per_batch": 10, "trials_per_class": 10, "total_images": config.encode_images,
+            "evaluate_every": max(config.encode_images // 6, 1), **seed,
+        },
+        "embed_triplet": {"verb": "embed", "encoder": "{run_dir}/encode"},
+        "align": {
+            "encoder": "{run_dir}/encode", "tower": tower, "augment": augment, "batch": 200,
+            "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
+            "total_images": config.align_images, "evaluate_every": max(config.align_images // 6, 1), **seed,
+        },
+        "embed": {"encoder": "{run_dir}/align"},
+        "image2eeg": {
+            "features": "{run_dir}/embed", "tower": tower, "regressor": {"hidden": 256},
+            "optim": {"lr": 1e-3, "schedule": "cosine"}, "total_images": config.image2eeg_images,
+            "evaluate_every": max(config.image2eeg_images // 5, 1), **seed,
+        },
+        "embed_image2eeg": {"verb": "embed", "image2eeg": "{run_dir}/image2eeg"},
+        "gan": {
+            "features": "{run_dir}/embed",
+            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32},
+            "discriminator": {"channel_base": 1024, "channel_max": 32},
+            "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99}, "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
+            "augment": {"speed_kimg": 100}, "r1_gamma": 0.1, "ema_half_life": 3000, "condition_noise": 0.3,
+            "total_images": config.gan_images, "snapshot_every": max(config.gan_images // 20, 1),
+            "checkpoint_every": max(config.gan_images // 5, 1), **seed,
+        },
+        "generate": {"gan": "{run_dir}/gan", "features": "{run_dir}/embed", **seed},
+        "generate_shuffled": {"verb": "generate", "gan": "{run_dir}/gan", "features": "{run_dir}/embed", "condition": "shuffled", **seed},
+        "generate_image2eeg": {"verb": "generate", "gan": "{run_dir}/gan", "features": "{run_dir}/embed_image2eeg", **seed},
+        "evaluate": {
+            "features": "{run_dir}/embed_triplet", "align": "{run_dir}/align", "aligned_features": "{run_dir}/embed",
+            "generated": "{run_dir}/generate", "generated_shuffled": "{run_dir}/generate_shuffled",
+            "generated_image2eeg": "{run_dir}/generate_image2eeg", "detector": judge, **seed,
+        },
+        "report": {"pipeline": "{run_dir}", "title": "eeg-gan demo: simulated EEG of rendered images"},
+    }
+
+
+def _say(run_dir: Path) -> None:
+    """The figures with their intervals, and where the report is."""
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    for name, meaning in LINES:
+        m = metrics[name]
+        chance = f"  chance {m['chance']:.3f}" if m["chance"] is not None else ""
+        log.info("  %-58s %.3f  [%.3f, %.3f]%s", meaning, m["value"], m["low"], m["high"], chance)
+    log.info("figures: %s\nreport:  %s", run_dir / "metrics.json", (run_dir / "report" / "report.html").resolve())
+
+
+def _peak_memory_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux

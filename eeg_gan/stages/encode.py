@@ -1,0 +1,155 @@
+"""Stage 1: an EEG encoder trained by triplet loss, or by cross-entropy for the paper's comparison.
+
+Singh & Raman, WACV 2024, section 3.1. Selection is on the validation split alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from eeg_gan.augment.eeg import EEGAugmentConfig, draw_and_apply
+from eeg_gan.config import to_dict
+from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
+from eeg_gan.data.shards import Shards
+from eeg_gan.distributed import barrier, gather, generator_at, own_part, rank, seed_at
+from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
+from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
+from eeg_gan.models.eeg import EncoderConfig, build_encoder
+from eeg_gan.models.heads import ClassifierHead
+from eeg_gan.stages.loading import about_data, encode_split, open_shards
+from eeg_gan.training import checkpoint, optim, runtime
+from eeg_gan.training.inference import draw_by_library
+from eeg_gan.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str  # the run: its checkpoints, log and config; the same command again continues it
+    loader: LoaderConfig  # where the shards are and how they are read
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: Literal["triplet", "cross_entropy"] = "triplet"  # cross_entropy is the paper's supervised comparison
+    triplet: TripletConfig = field(default_factory=TripletConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
+    classes_per_batch: int = 16  # P; fewer where the data have fewer classes
+    trials_per_class: int = 8  # K; the global batch is P x K trials
+    total_images: int = 2_000_000  # trials to train on, over all processes
+    evaluate_every: int = 20_000  # trials between two evaluations on the validation split
+    checkpoint_every: int = 100_000  # trials between two checkpoints
+    select: Literal["kmeans_accuracy", "knn_accuracy"] = "kmeans_accuracy"  # what the best checkpoint is best in
+    stop_after: int | None = None  # save and leave with exit code 75 after so many trials
+    seed: int = 0  # of every random draw
+
+    def __post_init__(self):
+        if self.classes_per_batch < 2 or self.trials_per_class < 2:
+            raise ValueError("a triplet needs classes_per_batch >= 2 and trials_per_class >= 2")
+        if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
+            raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
+
+
+class Encoder(nn.Module):
+    """The encoder and, for cross-entropy, its classifier."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module | None):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, eeg: Tensor) -> Tensor:
+        z = self.encoder(eeg)
+        return z if self.head is None else self.head(z)
+
+
+def run(config: Config) -> None:
+    with runtime.start("encode", config) as rt:
+        if rt.done:
+            return
+        shards = open_shards(config.loader, ("train", "val"))
+        rt.inputs(shards=shards.digest)
+        rt.reads(("train", "val"))
+        train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
+        labels = shards.labels("train")
+        classes = min(config.classes_per_batch, len(set(labels.tolist())))
+        batch = classes * config.trials_per_class
+
+        torch.manual_seed(seed_at(config.seed, "weights", 0))
+        model = build(config, shards).to(rt.device)
+        optimiser = optim.build(model.parameters(), config.optim)
+        images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
+        best = state.get("best")
+        rt.start_log(images)
+        net, optimiser = rt.accelerator.prepare(model, optimiser)
+
+        with rt.bar(config.total_images, images) as bar:
+            while images < config.total_images:
+                indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
+                part = own_part(batch)
+                eeg = train.batch(indices[part])["eeg"].to(rt.device)
+                eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
+                draw_by_library(seed_at(config.seed, "dropout", images) + rank())
+                loss = step(rt, net, optimiser, eeg, torch.as_tensor(labels[indices]).to(rt.device), part, images)
+                images += batch
+                bar.update(images, f"loss {loss:.3f}")
+
+                last, stop = images >= config.total_images, rt.must_stop(images)
+                better = False
+                if last or runtime.crossed(images, batch, config.evaluate_every):
+                    figures = evaluate(model.encoder, train, val, rt.device, config.seed)
+                    rt.log.scalars(images, {"loss/train": loss, **{f"val/{k} (0 to 1)": v for k, v in figures.items()}})
+                    better = best is None or figures[config.select] > best[config.select]
+                    best = {"images": images, **figures} if better else best
+                if last or stop or better or runtime.crossed(images, batch, config.checkpoint_every):
+                    save(rt, config, model, optimiser, images, best, shards)
+                if stop and not last:
+                    rt.leave(images)
+        rt.finish(f"validation: k-means accuracy {best['kmeans_accuracy']:.3f}, kNN {best['knn_accuracy']:.3f}, "
+                  f"linear SVM {best['svm_accuracy']:.3f}")
+
+
+def build(config: Config, shards: Shards) -> Encoder:
+    encoder = build_encoder(config.encoder, len(shards.card.ch_names), shards.n_times)
+    head = ClassifierHead(config.encoder.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
+    return Encoder(encoder, head)
+
+
+def weights(model: Encoder) -> dict[str, nn.Module]:
+    """The networks of a checkpoint by name; later stages read `encoder` alone."""
+    return {"encoder": model.encoder} | ({"head": model.head} if model.head is not None else {})
+
+
+def step(rt: runtime.Runtime, net, optimiser, eeg: Tensor, labels: Tensor, part: slice, images: int) -> float:
+    """One optimiser step on this rank's part of the global batch, whose labels are all given; triplets span all of it."""
+    config: Config = rt.config
+    optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
+    output = net(eeg)
+    if config.loss == "cross_entropy":
+        loss = cross_entropy(output, labels[part])
+    else:
+        loss = triplet(gather(output), labels, config.triplet)
+    optimiser.zero_grad()
+    rt.accelerator.backward(loss)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def evaluate(encoder: nn.Module, train: Reader, val: Reader, device: torch.device, seed: int) -> dict[str, float]:
+    """Clustering of the validation split itself, and classifiers fitted on the training split."""
+    z_train, z_val = (encode_split(encoder, reader, device).numpy() for reader in (train, val))
+    y_train, y_val = train.labels, val.labels
+    found = clusters(z_val, len(set(y_train.tolist())), seed)
+    nmi, ari = nmi_ari(found, y_val)
+    return {
+        "kmeans_accuracy": matched_accuracy(found, y_val)[0],
+        "knn_accuracy": float(knn_accuracy(z_train, y_train, z_val, y_val).mean()),
+        "svm_accuracy": float(linear_svm(z_train, y_train, z_val, y_val).mean()),
+        "nmi": nmi,
+        "ari": ari,
+    }
+
+
+def save(rt: runtime.Runtime, config: Config, model: Encoder, optimiser, images: int, best: dict, shards: Shards) -> None:
+    if rt.main:
+        state = {"encoder": to_dict(config.encoder), "data": about_data(shards), "best": best}
+        checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
+    barrier()

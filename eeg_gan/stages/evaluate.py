@@ -1,0 +1,250 @@
+"""Every metric, with 95 % intervals, chance, and the same figure for real images and for shuffled EEG.
+
+Labels of the test split are read here and in audit alone. Classifiers are fitted on the training split; intervals are
+bootstrapped over stimuli, because trials of one picture are not independent.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eeg_gan.config import UserError
+from eeg_gan.data import features
+from eeg_gan.data.loader import LoaderConfig, Reader
+from eeg_gan.data.shards import Shards
+from eeg_gan.metrics import distribution, embedding, perceptual, retrieval
+from eeg_gan.metrics.detectors import DetectorConfig, build_detector
+from eeg_gan.metrics.statistics import bootstrap_mean, record
+from eeg_gan.stages.loading import embed_images, keys_of, load_aligner, open_shards, read_generated, unique_images
+from eeg_gan.training import checkpoint, runtime
+from eeg_gan.training.inference import over_all
+
+Metrics = dict[str, dict]
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str  # where metrics.json goes
+    loader: LoaderConfig  # the shards
+    features: str | None = None  # run_dir of embed on stage 1: clustering and classification
+    align: str | None = None  # run_dir of align: retrieval
+    aligned_features: str | None = None  # run_dir of embed on align
+    generated: str | None = None  # run_dir of generate with the trials' own EEG
+    generated_shuffled: str | None = None  # run_dir of generate with condition: shuffled, the control
+    generated_image2eeg: str | None = None  # run_dir of generate on features of image2eeg
+    detector: DetectorConfig | None = None  # what judges images; its name is part of each metric's name
+    detector_class_names: tuple[str, ...] | None = None  # class_names[logit]; null: the data's own order
+    lda: bool = True  # shrinkage LDA on the EEG itself, the score to beat
+    split: Literal["val", "test"] = "test"  # what is judged
+    seed: int = 0  # of k-means and of the bootstrap
+
+    def __post_init__(self):
+        if self.generated and self.detector is None:
+            raise ValueError("judging generated images needs a detector; set detector.name and detector.weights")
+        if bool(self.align) != bool(self.aligned_features):
+            raise ValueError("align and aligned_features belong together; give both or neither")
+
+
+@dataclass
+class Context:
+    """The opened data and what is collected for the report."""
+
+    config: Config
+    rt: runtime.Runtime
+    shards: Shards
+    details: dict[str, Tensor] = field(default_factory=dict)
+
+    def reader(self, split: str) -> Reader:
+        return Reader(self.shards, split, self.config.loader.cache_mb)
+
+    def stimuli(self) -> list[str]:
+        """The unit over which intervals are bootstrapped: the picture, else the recording, else the trial."""
+        return [m["stimulus"] or m["recording"] or m["key"] for m in self.shards.metas(self.config.split)]
+
+    def mean(self, values: np.ndarray, chance: float | None, groups=None) -> dict:
+        value, low, high = bootstrap_mean(values, self.stimuli() if groups is None else groups, seed=self.config.seed)
+        return record(value, low, high, chance, len(values))
+
+
+def run(config: Config) -> None:
+    with runtime.start("evaluate", config) as rt:
+        if rt.done:
+            return
+        shards = open_shards(config.loader, ("train", "val", "test"))
+        rt.inputs(shards=shards.digest)
+        rt.reads(("train", config.split))
+        context, metrics = Context(config, rt, shards), {}
+        for part in (stage1, lda, aligned, images):
+            metrics |= part(context)
+            rt.check_stop()
+        if rt.main:
+            _write(context, metrics)
+        rt.finish("; ".join(f"{name} {m['value']:.3f}" for name, m in metrics.items() if name in HEADLINE))
+
+
+HEADLINE = ("encode/kmeans_accuracy", "encode/knn_accuracy", "align/retrieval_top1", "generate/class_accuracy")
+
+
+def stage1(context: Context) -> Metrics:
+    """The paper's measures of the stage-1 feature: k-means, kNN, linear SVM."""
+    config, shards = context.config, context.shards
+    if config.features is None:
+        return {}
+    known = features.load(config.features)
+    (z_train, y_train), (z, y) = (_labelled(known, shards, split) for split in ("train", config.split))
+    classes = len(shards.card.class_names)
+    chance = float(np.bincount(y).max() / len(y))
+    right_knn = embedding.knn_accuracy(z_train, y_train, z, y)
+    clusters = embedding.clusters(z, len(set(y_train.tolist())), config.seed)
+    nmi, ari = embedding.nmi_ari(clusters, y)
+    context.details["knn_predicted"] = torch.from_numpy(_knn_predicted(z_train, y_train, z))
+    context.details["labels"] = torch.from_numpy(y)
+    return {
+        "encode/kmeans_accuracy": context.mean(embedding.matched_accuracy(clusters, y)[1].astype(float), chance),
+        "encode/knn_accuracy": context.mean(right_knn.astype(float), chance),
+        "encode/knn_balanced_accuracy": record(embedding.balanced_accuracy(right_knn, y), chance=1 / classes, n=len(y)),
+        "encode/svm_accuracy": context.mean(embedding.linear_svm(z_train, y_train, z, y).astype(float), chance),
+        "encode/nmi": record(nmi, chance=0.0, n=len(y)),
+        "encode/ari": record(ari, chance=0.0, n=len(y)),
+    }
+
+
+def lda(context: Context) -> Metrics:
+    """Shrinkage LDA on the EEG itself, on the same split."""
+    if not context.config.lda:
+        return {}
+    train, test = context.reader("train"), context.reader(context.config.split)
+    right = embedding.lda_baseline(train.eeg_all().numpy(), train.labels, test.eeg_all().numpy(), test.labels)
+    chance = float(np.bincount(test.labels).max() / test.n)
+    return {
+        "lda/accuracy": context.mean(right.astype(float), chance),
+        "lda/balanced_accuracy": record(embedding.balanced_accuracy(right, test.labels),
+                                        chance=1 / len(context.shards.card.class_names), n=test.n),
+    }
+
+
+def aligned(context: Context) -> Metrics:
+    """EEG -> image retrieval among the distinct held-out pictures, over all of them and within the true class."""
+    config, shards = context.config, context.shards
+    if config.align is None or shards.card.pairing != "trial":  # pairs by class have no true picture to find
+        return {}
+    loaded, reader = load_aligner(config.align, shards), context.reader(config.split)
+    first, numbers = unique_images(shards, config.split)
+    with torch.no_grad():
+        gallery = loaded.projection.eval()(embed_images(loaded.tower, reader, first, context.rt.device).cpu()).numpy()
+    query = features.load(config.aligned_features).rows(shards.keys(config.split)).numpy()
+    target, labels = numbers.numpy(), reader.labels[first]
+    rank = retrieval.ranks(query, gallery, target)
+    rank_in_class, size = retrieval.within_class_ranks(query, gallery, target, labels)
+    context.details |= {"gallery_trials": torch.tensor(first), "retrieval_ranks": torch.from_numpy(rank),
+                        "retrieval_top5": (torch.from_numpy(query) @ torch.from_numpy(gallery).T).topk(min(5, len(gallery))).indices}
+    n = len(gallery)
+    found = {f"align/retrieval_top{k}": context.mean(retrieval.top_k(rank, k).astype(float), min(k / n, 1.0)) for k in (1, 5, 10)}
+    within = {
+        f"align/retrieval_top{k}_within_class": context.mean(
+            retrieval.top_k(rank_in_class, k).astype(float), float(retrieval.chance_top_k(size, k).mean()))
+        for k in (1, 5)
+    }
+    class_hit = labels[(query @ gallery.T).argmax(1)] == reader.labels
+    return found | within | {"align/class_top1": context.mean(class_hit.astype(float), 1 / len(shards.card.class_names))}
+
+
+def images(context: Context) -> Metrics:
+    """Class agreement of generated pictures and distances between sets, beside real pictures and shuffled EEG."""
+    config, shards = context.config, context.shards
+    if config.generated is None:
+        return {}
+    judge = Judge(context)
+    first, _ = unique_images(shards, config.split)
+    reader, train = context.reader(config.split), context.reader("train")
+    real = judge.look(reader.batch(first)["image"], reader.labels[first])
+    seen = judge.look(train.batch(unique_images(shards, "train")[0][: 4 * len(first)])["image"], None)
+    stimuli = np.array([m["stimulus"] or m["key"] for m in shards.metas(config.split)])
+    chance = 1 / len(shards.card.class_names)
+    metrics = {"generate/class_accuracy_real": context.mean(real.right, chance, stimuli[first])}
+    for name, run_dir in (("", config.generated), ("_shuffled_eeg", config.generated_shuffled), ("_image2eeg", config.generated_image2eeg)):
+        if run_dir is None:
+            continue
+        trials, pictures = _generated(shards, config.split, run_dir)
+        fake = judge.look(pictures, reader.labels[trials])
+        context.details[f"generated_predicted{name}"] = torch.from_numpy(fake.predicted)
+        metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, stimuli[trials])
+        metrics |= _distances(judge.name, name, real, fake, config.seed)
+        if name != "_image2eeg" and shards.card.pairing == "trial":
+            shown = reader.batch(trials)["image"]
+            metrics[f"generate/pixcorr{name}"] = context.mean(perceptual.pixcorr(pictures, shown), None, stimuli[trials])
+            metrics[f"generate/ssim{name}"] = context.mean(perceptual.ssim(pictures, shown, 7), None, stimuli[trials])
+    return metrics | _distances(judge.name, "_real", real, seen, config.seed)
+
+
+@dataclass
+class Judged:
+    features: np.ndarray  # [N, F]
+    predicted: np.ndarray  # [N]
+    right: np.ndarray | None  # [N] of 0 and 1
+
+
+class Judge:
+    """A detector whose logits are named by class, so that data and detector may order classes differently."""
+
+    def __init__(self, context: Context):
+        self.device, names = context.rt.device, context.shards.card.class_names
+        self.detector = build_detector(context.config.detector).to(self.device)
+        self.name = self.detector.name if context.config.detector.name != "classifier" else "demo-classifier"
+        own = context.config.detector_class_names or names
+        unknown = [name for name in names if name not in own]
+        if unknown:
+            raise UserError(f"the detector does not know the class {unknown[0]!r}; its classes are {', '.join(own)}")
+        self.columns = [own.index(name) for name in names]  # only the data's classes compete
+
+    def look(self, pictures: Tensor, labels: np.ndarray | None) -> Judged:
+        def forward(batch: dict) -> Tensor:
+            seen, logits = self.detector(batch["x"].to(self.device))
+            return torch.cat([seen, logits[:, self.columns]], 1)
+
+        both = over_all(forward, lambda i: {"x": pictures[i]}, len(pictures), 128).numpy()
+        seen, logits = np.split(both, [both.shape[1] - len(self.columns)], axis=1)
+        predicted = logits.argmax(1)
+        return Judged(seen, predicted, None if labels is None else (predicted == labels).astype(float))
+
+
+def _distances(judge: str, name: str, real: Judged, fake: Judged, seed: int) -> Metrics:
+    size = min(len(real.features), len(fake.features), 1000)
+    kid, _ = distribution.kid(real.features, fake.features, 50, size, seed)
+    precision, recall = distribution.precision_recall(real.features, fake.features)
+    values = {"fid": distribution.frechet(real.features, fake.features), "kid": kid, "precision": precision, "recall": recall}
+    return {f"generate/{metric}[{judge}]{name}": record(value, n=len(fake.features)) for metric, value in values.items()}
+
+
+def _labelled(known: features.Features, shards: Shards, split: str) -> tuple[np.ndarray, np.ndarray]:
+    labels = dict(zip(shards.keys(split), shards.labels(split), strict=True))
+    keys = keys_of(known, split)
+    return known.rows(keys).numpy(), np.array([labels[key] for key in keys])
+
+
+def _knn_predicted(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray, k: int = 5) -> np.ndarray:
+    nearest = y_train[np.argsort(-(z @ z_train.T), axis=1, kind="stable")[:, :k]]
+    return np.array([np.bincount(row).argmax() for row in nearest])
+
+
+def _generated(shards: Shards, split: str, run_dir: str) -> tuple[np.ndarray, Tensor]:
+    """The trial number and the picture of everything generated."""
+    keys, pictures = read_generated(run_dir)
+    place = {key: i for i, key in enumerate(shards.keys(split))}
+    missing = [key for key in keys if key not in place]
+    if missing:
+        raise UserError(f"{run_dir}: trial {missing[0]} is not in split {split} of these shards; run generate on this split")
+    return np.array([place[key] for key in keys]), pictures
+
+
+def _write(context: Context, metrics: Metrics) -> None:
+    """metrics.json, and per-trial details for the report."""
+    checkpoint.write_json(context.rt.run_dir / "metrics.json", metrics)
+    if context.details:
+        partial = context.rt.run_dir / "details.partial"
+        save_file({name: value.contiguous() for name, value in context.details.items()}, partial)
+        partial.replace(context.rt.run_dir / "details.safetensors")

@@ -1,0 +1,161 @@
+"""What stages read of one another's folders: stages meet through files, and this is where the files are opened."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError, from_dict
+from eeg_gan.data.features import Features
+from eeg_gan.data.loader import LoaderConfig, Reader
+from eeg_gan.data.shards import Shards
+from eeg_gan.models.eeg import EncoderConfig, build_encoder
+from eeg_gan.models.heads import ProjectionHead
+from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
+from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower
+from eeg_gan.models.stylegan2.generator import Generator
+from eeg_gan.training import checkpoint
+from eeg_gan.training.inference import evaluating, over_all
+
+
+def open_shards(loader: LoaderConfig, splits: tuple[str, ...]) -> Shards:
+    """The prepared data set of a loader's index, with only `splits` open."""
+    return Shards(loader.index, splits=splits, verify=loader.verify)
+
+
+def about_data(shards: Shards) -> dict:
+    """What a network must say of the EEG it was fitted on; written into every checkpoint."""
+    return {
+        "n_chans": len(shards.card.ch_names),
+        "n_times": shards.n_times,
+        "ch_names": list(shards.card.ch_names),
+        "sfreq": shards.preprocessing["sfreq"],
+        "preprocessing": shards.preprocessing,
+        "class_names": list(shards.card.class_names),
+        "split_digest": shards.split_digest,
+        "confounded": shards.confounded,
+    }
+
+
+@dataclass
+class LoadedEncoder:
+    module: nn.Module
+    config: EncoderConfig
+    digest: str
+    state: dict  # the checkpoint's own description
+
+
+def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEncoder:
+    """The chosen encoder of an encode or align run; refuses data of another shape or split."""
+    found = checkpoint.chosen(run_dir)
+    if "encoder" not in found.tensors:
+        raise UserError(f"{run_dir} holds no EEG encoder; give the run_dir of encode or align")
+    about, config = found.state["data"], from_dict(EncoderConfig, found.state["encoder"], str(found.path))
+    if shards is not None:
+        _same_data(about, about_data(shards), run_dir)
+    module = build_encoder(config, about["n_chans"], about["n_times"])
+    checkpoint.restore(module, found.tensors["encoder"], found.path)
+    return LoadedEncoder(module, config, checkpoint.tensors_digest(found.tensors["encoder"]), found.state)
+
+
+def _same_data(trained: dict, given: dict, run_dir: str | Path) -> None:
+    for key, cure in (
+        ("ch_names", "the electrodes must be the same, in the same order"),
+        ("n_times", "windows must have the same length"),
+        ("sfreq", "the rate must be the same"),
+        ("split_digest", "trained on another split, so its test trials may have been seen; train again on this one"),
+    ):
+        if trained[key] != given[key]:
+            raise UserError(f"{run_dir} was trained with {key} {trained[key]}, but the data have {given[key]}: {cure}")
+
+
+@dataclass
+class LoadedAligner:
+    encoder: LoadedEncoder
+    projection: ProjectionHead
+    tower: ImageTower
+    tower_config: TowerConfig
+
+
+def load_aligner(run_dir: str | Path, shards: Shards | None = None) -> LoadedAligner:
+    """Encoder, image projection and image tower of an align run."""
+    found = checkpoint.chosen(run_dir)
+    if "projection" not in found.tensors:
+        raise UserError(f"{run_dir} holds no image projection; give the run_dir of align")
+    encoder = load_encoder(run_dir, shards)
+    tower_config = from_dict(TowerConfig, found.state["tower"], str(found.path))
+    tower = build_tower(tower_config)
+    if "tower" in found.tensors:
+        checkpoint.restore(tower, found.tensors["tower"], found.path)
+    projection = ProjectionHead(tower.dim, encoder.config.dim)
+    checkpoint.restore(projection, found.tensors["projection"], found.path)
+    return LoadedAligner(encoder, projection, tower, tower_config)
+
+
+def load_generator(run_dir: str | Path) -> tuple[Generator, dict]:
+    """The averaged generator of a gan run, in evaluation mode, and its checkpoint's description."""
+    found = checkpoint.chosen(run_dir)
+    if "average" not in found.tensors:
+        raise UserError(f"{run_dir} holds no generator; give the run_dir of gan")
+    generator = Generator(**found.state["generator"])
+    checkpoint.restore(generator, found.tensors["average"], found.path)
+    return generator.eval().requires_grad_(False), found.state
+
+
+def load_image2eeg(run_dir: str | Path) -> tuple[ImageToEEG, TowerConfig, dict]:
+    """The regressor of an image2eeg run, the tower that it reads, and its checkpoint's description."""
+    found = checkpoint.chosen(run_dir)
+    if "regressor" not in found.tensors:
+        raise UserError(f"{run_dir} holds no regressor; give the run_dir of image2eeg")
+    state, tensors = found.state, found.tensors["regressor"]
+    config = from_dict(ImageToEEGConfig, state["regressor"], str(found.path))
+    regressor = ImageToEEG(state["embedding_dim"], state["dim"], config, state["n_subjects"])
+    checkpoint.restore(regressor, tensors, found.path)
+    return regressor.eval(), from_dict(TowerConfig, state["tower"], str(found.path)), state
+
+
+def encode_split(encoder: nn.Module, reader: Reader, device: torch.device, batch: int = 256) -> Tensor:
+    """Unit features [N, D] of every trial of a split, without dropout."""
+    with evaluating(encoder) as net:
+        return over_all(lambda b: net(b["eeg"].to(device)), lambda i: reader.batch(i), reader.n, batch)
+
+
+def keys_of(known: Features, split: str) -> list[str]:
+    """The keys of one split, in the order of the features."""
+    keys = [key for key, own in zip(known.keys, known.meta["splits"], strict=True) if own == split]
+    if not keys:
+        raise UserError(f"there are no features of split {split}; run embed with splits that hold it")
+    return keys
+
+
+def read_generated(run_dir: str | Path) -> tuple[list[str], Tensor]:
+    """Keys [N] and uint8 images [N, 3, H, W] of a generate run."""
+    path = Path(run_dir) / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{path}: no manifest; run generate with run_dir={run_dir} first")
+    rows = json.loads(path.read_text())["images"]
+    pictures = [np.asarray(Image.open(path.parent / row["file"]).convert("RGB")) for row in rows]
+    return [row["key"] for row in rows], torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def unique_images(shards: Shards, split: str) -> tuple[list[int], torch.Tensor]:
+    """The trials that show each distinct picture first [M], and for every trial the number of its picture [N]."""
+    first: dict[str, int] = {}
+    numbers = [first.setdefault(meta["image_sha256"], len(first)) for meta in shards.metas(split)]
+    seen: dict[int, int] = {}
+    for trial, number in enumerate(numbers):
+        seen.setdefault(number, trial)
+    return [seen[number] for number in range(len(first))], torch.tensor(numbers)
+
+
+def embed_images(tower: ImageTower, reader: Reader, trials: list[int], device: torch.device, batch: int = 64) -> Tensor:
+    """Tower embeddings [M, E] of the pictures of the given trials."""
+    tower = tower.to(device)
+    with evaluating(tower) as net:
+        return over_all(
+            lambda b: net(b["image"].to(device)), lambda i: reader.batch([trials[k] for k in i]), len(trials), batch
+        )

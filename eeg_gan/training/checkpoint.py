@@ -1,0 +1,228 @@
+"""Checkpoints: folders that appear whole or not at all, of safetensors and JSON. No pickle is written or read.
+
+    run_dir/checkpoint-00000012800/  NAME.safetensors ...  state.json {images, files: {name: sha256}, meta, ...}
+    run_dir/best.json                {checkpoint, metric, value}
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError
+
+PREFIX = "checkpoint-"
+log = logging.getLogger("eeg_gan")
+
+
+@dataclass
+class Checkpoint:
+    """Named groups of tensors (`encoder`, `optimiser` ...) and a JSON state at one count of images."""
+
+    images: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Writes beside, fsyncs, renames."""
+    final = run_dir / f"{PREFIX}{checkpoint.images:011d}"
+    partial = final.with_suffix(".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        files = {name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in checkpoint.tensors.items()}
+        write_json(partial / "state.json", {"images": checkpoint.images, "files": files, **checkpoint.state})
+        if final.exists():  # the same state again, after a restart that had nothing left to do
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _sync_folder(run_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _could_not_save(final, error) from None
+    return final
+
+
+def resume(
+    run_dir: Path, modules: dict[str, nn.Module], optimisers: dict[str, torch.optim.Optimizer]
+) -> tuple[int, dict[str, Any]]:
+    """Loads the newest checkpoint into networks and optimisers; returns its images and state, or (0, {}) to start."""
+    found = newest(run_dir)
+    if found is None:
+        return 0, {}
+    for name, module in modules.items():
+        restore(module, found.tensors.get(name, {}), found.path)
+    for name, optimiser in optimisers.items():
+        restore_optimiser(optimiser, found.tensors.get(name, {}))
+    log.info("%s: going on at %d images", run_dir.name, found.images)
+    return found.images, found.state
+
+
+def save_run(
+    run_dir: Path,
+    images: int,
+    modules: dict[str, nn.Module],
+    optimisers: dict[str, torch.optim.Optimizer],
+    state: dict[str, Any],
+    metric: str | None = None,
+    keep: int = 2,
+) -> None:
+    """Saves networks, optimisers and state; points best.json here when `state["best"]` was reached at these images."""
+    tensors = {name: module.state_dict() for name, module in modules.items()}
+    tensors |= {name: optimiser_tensors(optimiser) for name, optimiser in optimisers.items()}
+    best = state.get("best")
+    save(run_dir, Checkpoint(images, tensors, state))
+    if metric is not None and best is not None and best["images"] == images:
+        mark_best(run_dir, images, metric, best[metric])
+    forget(run_dir, keep)
+
+
+def mark_best(run_dir: Path, images: int, metric: str, value: float) -> None:
+    """Points best.json at a checkpoint, atomically."""
+    write_json(run_dir / "best.json", {"checkpoint": f"{PREFIX}{images:011d}", "metric": metric, "value": value})
+
+
+def newest(run_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; a damaged one is named and passed over."""
+    for path in sorted(run_dir.glob(f"{PREFIX}*[0-9]"), reverse=True):
+        try:
+            return load(path)
+        except UserError as error:
+            log.warning("%s; going back to the checkpoint before it", error)
+    return None
+
+
+def chosen(run_dir: str | Path) -> Checkpoint:
+    """What other stages read of a run: its best checkpoint where one was selected, else its newest."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such run directory; run the stage that makes it first")
+    best = run_dir / "best.json"
+    if best.exists():
+        return load(run_dir / json.loads(best.read_text())["checkpoint"])
+    found = newest(run_dir)
+    if found is None:
+        raise UserError(f"{run_dir} holds no checkpoint; run the stage that trains it first")
+    return found
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads one checkpoint folder and checks every file against its digest."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a whole checkpoint (state.json: {error})") from None
+    tensors = {}
+    for name, digest in state["files"].items():
+        file = path / f"{name}.safetensors"
+        if not file.exists():
+            raise UserError(f"{file} is missing; the checkpoint is damaged, delete its folder to use the one before it")
+        if file_digest(file) != digest:
+            raise UserError(f"{file} does not have its recorded digest; delete {path} to use the checkpoint before it")
+        tensors[name] = load_file(file)
+    return Checkpoint(state["images"], tensors, state, path)
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], origin: object) -> None:
+    """Loads weights into a module; another architecture is refused with the first names and shapes that differ."""
+    own = module.state_dict()
+    wrong = [f"{name} is missing there" for name in own.keys() - tensors.keys()]
+    wrong += [f"{name} is not in this network" for name in tensors.keys() - own.keys()]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)} there and {list(own[name].shape)} here"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{origin}: a checkpoint of another architecture: {'; '.join(sorted(wrong)[:3])}{more}. "
+            "Use the model keys that its config.yaml holds, or another run_dir"
+        )
+    module.load_state_dict(tensors)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as flat named tensors, `index.key`."""
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, values in optimiser.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimiser_tensors`; learning rates and betas stay those of the config."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes: equal weights, equal digest."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON beside and renames, so that a reader never sees half a file."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return file_digest(path)
+
+
+def _could_not_save(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"{path} could not be saved: {reason}. The checkpoints before it are whole; "
+        "make room (or raise the file-size limit) and give the same command again"
+    )
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget(run_dir: Path, keep: int) -> None:
+    """Deletes all checkpoints but the newest `keep` and the best."""
+    best = run_dir / "best.json"
+    kept = {json.loads(best.read_text())["checkpoint"]} if best.exists() else set()
+    paths = sorted(run_dir.glob(f"{PREFIX}*[0-9]"))
+    for path in paths[:-keep]:
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""What a run tells of itself: TensorBoard, stats.jsonl, a progress bar. Only the main process writes."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+log = logging.getLogger("eeg_gan")
+
+
+class Log:
+    """Scalars, pictures and text of one run, counted in images; rows after the resumed count are dropped."""
+
+    def __init__(self, run_dir: Path, active: bool, images: int = 0):
+        self.path, self.writer = run_dir / "stats.jsonl", None
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            _drop_after(self.path, images)
+            self.writer = SummaryWriter(str(run_dir), purge_step=images or None)
+
+    def scalars(self, images: int, values: Mapping[str, float]) -> None:
+        """`values` maps a tag with its unit, such as `loss/triplet` or `speed (images per s)`, to a number."""
+        if self.writer is None:
+            return
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, float(value), images)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"images": images, **{tag: float(value) for tag, value in values.items()}}) + "\n")
+
+    def pictures(self, images: int, tag: str, grid: Tensor) -> None:
+        """`grid` uint8 [3, H, W]."""
+        if self.writer is not None:
+            self.writer.add_image(tag, grid, images)
+
+    def text(self, tag: str, text: str) -> None:
+        if self.writer is not None:
+            self.writer.add_text(tag, text)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def read_stats(run_dir: str | Path) -> list[dict]:
+    """The rows of stats.jsonl in order."""
+    path = Path(run_dir) / "stats.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """uint8 [N, 3, H, W] -> uint8 [3, rows*H, columns*W]; the last row is filled with white."""
+    missing = -len(images) % columns
+    if missing:
+        images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
+    n, channels, height, width = images.shape
+    rows = images.view(n // columns, columns, channels, height, width)
+    return rows.permute(2, 0, 3, 1, 4).reshape(channels, n // columns * height, columns * width)
+
+
+class Bar:
+    """A progress bar with an ETA on a terminal; elsewhere a line a minute."""
+
+    def __init__(self, label: str, total: int, start: int = 0, active: bool = True):
+        console = Console(stderr=True)
+        self.label, self.total, self.start, self.active = label, total, start, active
+        self.began = self.spoken = time.monotonic()
+        self.progress = None
+        if active and console.is_terminal:
+            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self.progress = Progress(*columns, console=console, transient=True)
+            self.task = self.progress.add_task(label, total=total, completed=start, note="")
+            self.progress.start()
+
+    def update(self, done: int, note: str = "") -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, note=note)
+        elif self.active and time.monotonic() - self.spoken > 60:
+            self.spoken = time.monotonic()
+            left = (self.spoken - self.began) * (self.total - done) / max(done - self.start, 1)
+            log.info("%s: %d of %d, about %.0f s left %s", self.label, done, self.total, left, note)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def _drop_after(path: Path, images: int) -> None:
+    """A resumed run repeats no row: what an earlier start wrote beyond its checkpoint goes."""
+    if path.exists():
+        rows = [line for line in path.read_text().splitlines() if json.loads(line)["images"] <= images]
+        path.write_text("".join(line + "\n" for line in rows))

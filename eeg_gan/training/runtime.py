@@ -1,0 +1,198 @@
+"""The frame of every stage: its run directory, its processes, its record, and leaving when asked."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from eeg_gan import __version__
+from eeg_gan.config import UserError, differences, read_yaml, to_dict
+from eeg_gan.distributed import barrier, is_main, rank, world_size
+from eeg_gan.training.checkpoint import write_json
+from eeg_gan.training.log import Bar, Log
+from eeg_gan.training.preempt import Flag, Stopped, watch
+
+# Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched.
+MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
+log = logging.getLogger("eeg_gan")
+
+
+class Runtime:
+    """What a stage holds while it runs: `run_dir`, `device`, `accelerator`, `log`, and the wish to stop."""
+
+    def __init__(self, verb: str, config: Any, run_dir: Path, accelerator: Accelerator, flag: Flag):
+        self.verb, self.config, self.run_dir, self.accelerator, self.flag = verb, config, run_dir, accelerator, flag
+        self.device = accelerator.device
+        self.main = is_main()
+        self.log = Log(run_dir, active=False)
+        self.record = _read_json(run_dir / "run.json")
+        self.began, self._saved_s = time.monotonic(), self.record.get("seconds", 0.0)
+
+    @property
+    def done(self) -> bool:
+        """The stage was finished earlier with this very config (a larger `total_images` makes it unfinished)."""
+        return self.record.get("done") == to_dict(self.config)
+
+    def inputs(self, **digests: str | None) -> None:
+        """Records what the run was made from; a run directory made from other inputs is refused."""
+        before = self.record.get("inputs")
+        if before is not None and before != digests:
+            raise UserError(
+                f"{self.run_dir} was made from other inputs ({'; '.join(differences(before, digests))}); "
+                "delete it to start anew, or choose another run_dir"
+            )
+        self.record["inputs"] = digests
+        self.save_record()
+
+    def reads(self, splits: tuple[str, ...]) -> None:
+        """Counts each opening of a split in the run record."""
+        counts = self.record.setdefault("reads", {})
+        for split in splits:
+            counts[split] = counts.get(split, 0) + 1
+        self.save_record()
+
+    def start_log(self, images: int = 0) -> None:
+        """TensorBoard from `images` on, with the resolved config as text."""
+        self.log = Log(self.run_dir, self.main, images)
+        self.log.text("config", f"```yaml\n{yaml.safe_dump(to_dict(self.config), sort_keys=False)}\n```")
+
+    def bar(self, total: int, start: int = 0, label: str | None = None) -> Bar:
+        return Bar(label or self.verb, total, start, self.main)
+
+    def must_stop(self, images: int) -> bool:
+        """True on all ranks after a signal, or once `stop_after` images are reached."""
+        limit = getattr(self.config, "stop_after", None)
+        return self.flag.agreed() or (limit is not None and images >= limit)
+
+    def leave(self, images: int) -> None:
+        """Leaves after a save, with exit code 75."""
+        raise Stopped(f"{self.verb}: saved at {images} images in {self.run_dir}; the same command goes on from there")
+
+    def check_stop(self) -> None:
+        """For stages without checkpoints: leave now if asked; what is half done is made again."""
+        if self.flag.agreed():
+            raise Stopped(f"{self.verb}: stopped; the same command starts this stage again")
+
+    def finish(self, headline: str) -> None:
+        """Marks the stage as done with its config and says its headline figure."""
+        self.record["done"] = to_dict(self.config)
+        self.record["headline"] = headline
+        self.save_record()
+        if self.main:
+            log.info("%-12s %s  (%.0f s)", self.name, headline, self.seconds)
+        barrier()
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+    @property
+    def seconds(self) -> float:
+        """The work of all starts together."""
+        return self._saved_s + time.monotonic() - self.began
+
+    def save_record(self) -> None:
+        """Writes run.json: what ran, on what, for how long, and which splits were read."""
+        self.record["seconds"] = self.seconds
+        if self.main:
+            write_json(self.run_dir / "run.json", self.record)
+
+
+def crossed(images: int, batch: int, every: int) -> bool:
+    """True when the last batch passed a multiple of `every`."""
+    return images // every > (images - batch) // every
+
+
+@contextlib.contextmanager
+def start(verb: str, config: Any) -> Iterator[Runtime]:
+    """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
+    run_dir = Path(config.run_dir)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    _check_world(accelerator)
+    claim(run_dir, verb, config)
+    with _lock(run_dir), watch() as flag:
+        runtime = Runtime(verb, config, run_dir, accelerator, flag)
+        runtime.record.update(verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(),
+                              processes=world_size())
+        if runtime.done:
+            log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
+        try:
+            yield runtime
+        finally:
+            runtime.log.close()
+            if not runtime.done:
+                runtime.save_record()
+
+
+def claim(run_dir: Path, verb: str, config: Any) -> None:
+    """Makes the run directory and writes the resolved config into it; refuses one that holds another config."""
+    resolved = {"verb": verb, **to_dict(config)}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "config.yaml"
+        if path.exists():
+            _refuse_other(run_dir, read_yaml(path), resolved)
+        if is_main():
+            partial = path.with_name("config.yaml.partial")
+            partial.write_text(yaml.safe_dump(resolved, sort_keys=False, width=120))
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"run_dir={run_dir} cannot be written: {error.strerror or error}"
+            + (f" ({error.filename})" if error.filename and error.filename != str(run_dir) else "")
+            + "; choose a run_dir on a disk where you may write"
+        ) from None
+    barrier()
+
+
+def _refuse_other(run_dir: Path, old: dict, new: dict) -> None:
+    lines = [line for line in differences(old, new) if line.split(":")[0] not in MAY_CHANGE]
+    if lines:
+        raise UserError(
+            f"{run_dir} holds a run of another config: {'; '.join(lines)}. "
+            "Choose another run_dir, or delete that folder to start anew"
+        )
+
+
+def _check_world(accelerator: Accelerator) -> None:
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"the launcher asked for {asked} processes, but {accelerator.num_processes} run together; "
+            "start with torchrun, or with accelerate launch and a file of launch/accelerate/"
+        )
+
+
+@contextlib.contextmanager
+def _lock(run_dir: Path) -> Iterator[None]:
+    """Two commands must not write into one run directory; the lock goes with the process, however it ends."""
+    if rank() != 0:
+        yield
+        return
+    with open(run_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run_dir} is in use by another command; wait for it, or choose another run_dir") from None
+        except OSError:
+            log.warning("%s: this file system has no locks; do not start the same run twice", run_dir)
+        yield
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, the run itself is not lost") from None

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from eeg_gan.metrics.distribution import density_coverage, frechet, kid, precision_recall
+
+
+def test_frechet_is_its_definition():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(200, 6)) + 0.5
+    s_a, s_b = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s_a + s_b - 2 * sqrtm(s_a @ s_b).real)
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-8)
+    assert frechet(a[:5], b) == pytest.approx(frechet(b, a[:5]), rel=1e-8)
+
+
+@pytest.mark.parametrize("n", [2, 10, 100])
+def test_frechet_of_a_set_and_itself_is_zero_even_with_fewer_samples_than_features(n):
+    a = np.random.default_rng(0).normal(size=(n, 32))
+    assert 0 <= frechet(a, a) < 1e-8
+    assert frechet(a, a + 1) == pytest.approx(32, rel=1e-6)
+
+
+def test_frechet_refuses_one_sample_and_nan():
+    with pytest.raises(ValueError, match="2 samples or more"):
+        frechet(np.ones((1, 4)), np.ones((8, 4)))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet(np.full((4, 4), np.nan), np.ones((8, 4)))
+
+
+def test_kid_is_unbiased_and_grows_with_distance():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(500, 8)), rng.normal(size=(500, 8))
+    same, spread = kid(a, b, subsets=50, size=50)
+    assert abs(same) < 3 * spread / 50**0.5 + 0.02
+    assert kid(a, b + 1, subsets=20, size=100)[0] > kid(a, b + 0.5, subsets=20, size=100)[0] > 0.1
+    assert kid(a, b, subsets=5, size=50, seed=3) == kid(a, b, subsets=5, size=50, seed=3)
+    assert kid(a[:10], b, subsets=2, size=1000)[0] is not None
+
+
+def test_precision_and_recall_see_collapse_and_strangers():
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(200, 4))
+    assert precision_recall(real, real) == (1.0, 1.0)
+    precision, recall = precision_recall(real, 0.01 * rng.normal(size=(200, 4)))
+    assert precision > 0.95 and recall < 0.05
+    assert precision_recall(real, real + 100) == (0.0, 0.0)
+
+
+def test_density_and_coverage_see_collapse():
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    density, coverage = density_coverage(real, fake)
+    assert 0.8 < density < 1.2 and coverage > 0.85
+    assert density_coverage(real, np.zeros((50, 4)))[1] < 0.2
+    assert density_coverage(real, fake + 100) == (0.0, 0.0)

@@ -1,0 +1,163 @@
+"""The networks: shapes, formulas of their layers, conditioning, and what evaluation must not change."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eeg_gan.models.stylegan2 import layers
+from eeg_gan.models.stylegan2.discriminator import Discriminator, DiscriminatorConfig
+from eeg_gan.models.stylegan2.generator import Generator, GeneratorConfig, draw_crossover, mix_styles
+from eeg_gan.ops import setup_filter
+
+SIZES = {"channel_base": 128, "channel_max": 8}
+
+
+def small_generator(c_dim=5, resolution=16):
+    torch.manual_seed(0)
+    return Generator(6, c_dim, 7, resolution, **SIZES)
+
+
+def small_discriminator(c_dim=5, resolution=16, group=2):
+    torch.manual_seed(0)
+    return Discriminator(resolution, c_dim, mbstd_group=group, **SIZES)
+
+
+@pytest.mark.parametrize("resolution", [16, 32])
+@pytest.mark.parametrize("c_dim", [0, 5])
+def test_shapes_and_gradients(c_dim, resolution):
+    G, D = small_generator(c_dim, resolution), small_discriminator(c_dim, resolution)
+    z, c = torch.randn(4, 6), torch.randn(4, c_dim) if c_dim else None
+    noise = G.draw_noise(torch.Generator().manual_seed(1), 4)
+    images = G(z, c, noise)
+    logits = D(images, c)
+    assert images.shape == (4, 3, resolution, resolution) and logits.shape == (4,)
+    logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for net in (G, D) for p in net.parameters())
+
+
+def test_configs_build_networks():
+    config = GeneratorConfig(z_dim=4, w_dim=6, channel_base=64, channel_max=4, map_layers=1)
+    G = Generator(c_dim=3, resolution=16, **asdict(config))
+    D = Discriminator(c_dim=3, resolution=16, **asdict(DiscriminatorConfig(64, 4, 1, 1)))
+    assert D(G(torch.randn(1, 4), torch.randn(1, 3)), torch.randn(1, 3)).shape == (1,)
+    with pytest.raises(ValueError, match="at least 1"):
+        GeneratorConfig(z_dim=0)
+
+
+def test_parameter_count_of_the_usual_network():
+    with torch.device("meta"):
+        G, D = Generator(512, 128, 512, 128), Discriminator(128, 128, mbstd_group=4, map_layers=8)
+    assert sum(p.numel() for p in G.parameters()) / 1e6 == pytest.approx(23.3, abs=0.1)
+    assert sum(p.numel() for p in D.parameters()) / 1e6 == pytest.approx(26.3, abs=0.1)
+    assert G.num_ws == 12
+
+
+def test_generator_is_deterministic_and_noise_modes_differ_only_by_strength():
+    G = small_generator()
+    z, c = torch.randn(2, 6), torch.randn(2, 5)
+    torch.testing.assert_close(G(z, c), G(z, c, noise="none"))  # strengths start at zero
+    with torch.no_grad():
+        for conv in G.convs:
+            conv.noise_strength.fill_(0.5)
+    noise = G.draw_noise(torch.Generator().manual_seed(1), 2)
+    assert [tuple(layer.shape) for layer in noise] == [(2, 1, s, s) for s in (4, 8, 8, 16, 16)]
+    assert G(z, c, noise).equal(G(z, c, noise)) and not torch.allclose(G(z, c, noise), G(z, c))
+    torch.testing.assert_close(G(z, c, noise)[:1], G(z[:1], c[:1], [layer[:1] for layer in noise]))
+    torch.testing.assert_close(G(None, ws=G.mapping(z, c), noise=noise), G(z, c, noise))
+    with pytest.raises(ValueError, match="draw_noise"):
+        G(z, c, noise="random")
+
+
+def test_average_w_moves_only_when_asked():
+    G = small_generator()
+    z, c = torch.randn(8, 6), torch.randn(8, 5)
+    before = {name: value.clone() for name, value in G.state_dict().items()}
+    G(z, c)
+    G(z, c, psi=0.5)
+    assert all(value.equal(before[name]) for name, value in G.state_dict().items())
+    w = G.mapping(z, c, update_average=True)[:, 0]
+    torch.testing.assert_close(G.mapping_network.w_average, 0.005 * w.mean(dim=0).detach())
+
+
+def test_truncation_and_style_mixing():
+    G = small_generator()
+    z, c = torch.randn(3, 6), torch.randn(3, 5)
+    ws = G.mapping(z, c)
+    G.mapping_network.w_average.fill_(2.0)
+    torch.testing.assert_close(G.mapping(z, c, psi=0.0), torch.full_like(ws, 2.0))
+    cut = G.mapping(z, c, psi=0.5, cutoff=2)
+    torch.testing.assert_close(cut[:, :2], (ws[:, :2] + 2) / 2)
+    torch.testing.assert_close(cut[:, 2:], ws[:, 2:])
+    mixed = mix_styles(ws, ws + 1, torch.tensor([1, 6, 3])) - ws
+    torch.testing.assert_close(mixed[..., 0].sum(dim=1), torch.tensor([5.0, 0.0, 3.0]))
+    generator = torch.Generator().manual_seed(0)
+    assert draw_crossover(generator, 50, 6, 0.0).eq(6).all()
+    assert set(draw_crossover(generator, 200, 6, 1.0).tolist()) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_modulated_convolution_is_one_convolution_per_sample(up, demodulate):
+    x, style = torch.randn(3, 4, 6, 6).double(), torch.randn(3, 4).double()
+    weight, noise = torch.randn(5, 4, 3, 3).double(), torch.randn(3, 1, 12 if up else 6, 12 if up else 6).double()
+    taps = setup_filter([1, 3, 3, 1]) if up else None
+    y = layers.modulated_conv2d(x, weight, style, demodulate, taps, noise)
+    for i in range(3):
+        own = weight * style[i][:, None, None]
+        own = own / (own.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt() if demodulate else own
+        expected = layers.conv_up2d(x[i : i + 1], own, taps) if up else F.conv2d(x[i : i + 1], own, padding=1)
+        torch.testing.assert_close(y[i : i + 1], expected + noise[i])
+
+
+def test_demodulation_is_the_materialised_formula():
+    weight, style = torch.randn(5, 4, 3, 3).double(), torch.randn(2, 4).double()
+    own = weight[None] * style[:, None, :, None, None]
+    expected = (own.square().sum(dim=(2, 3, 4)) + 1e-8).rsqrt()
+    torch.testing.assert_close(layers.demodulation(weight, style), expected)
+
+
+def test_up_and_down_convolutions_keep_a_constant_inside():
+    taps, weight = setup_filter([1, 3, 3, 1]), torch.zeros(1, 1, 3, 3)
+    weight[..., 1, 1] = 1
+    x = torch.ones(1, 1, 8, 8)
+    up, down = layers.conv_up2d(x, weight, taps), layers.conv_down2d(x, weight, taps)
+    assert up.shape[2:] == (16, 16) and down.shape[2:] == (4, 4)
+    torch.testing.assert_close(up[..., 2:-2, 2:-2], torch.ones(1, 1, 12, 12))
+    torch.testing.assert_close(down[..., 1:-1, 1:-1], torch.ones(1, 1, 2, 2))
+    torch.testing.assert_close(up.flip(2, 3), up)
+    torch.testing.assert_close(down, layers.conv_down2d(x, torch.ones(1, 1, 1, 1), taps), atol=0.5, rtol=0)
+
+
+def test_minibatch_deviation_sees_consecutive_groups():
+    x = torch.zeros(6, 2, 3, 3)
+    x[2] = 1.0  # second group of two: deviation 1/2; the others are constant
+    out = layers.minibatch_deviation(x, 2)
+    assert out.shape == (6, 3, 3, 3)
+    torch.testing.assert_close(out[:, 2, 0, 0], torch.tensor([0, 0, 0.5, 0.5, 0, 0]), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="1, 2, 3, 6"):
+        layers.minibatch_deviation(x, 4)
+
+
+def test_projection_and_group_independence():
+    D = small_discriminator()
+    images, c = torch.randn(4, 3, 16, 16), torch.randn(4, 5)
+    logits = D(images, c)
+    assert not torch.allclose(logits, D(images, c.roll(1, 0)))
+    torch.testing.assert_close(D(images[2:], c[2:]), logits[2:])
+
+
+def test_equalised_rate_keeps_the_variance():
+    torch.manual_seed(0)
+    x = torch.randn(512, 256)
+    for multiplier in (1.0, 0.01):
+        layer = layers.Linear(256, 300, bias_init=2.0, lr_multiplier=multiplier)
+        y = layer(x)
+        assert y.std().item() == pytest.approx(1.0, abs=0.05) and y.mean().item() == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize("resolution", [8, 24, 2048])
+def test_resolutions(resolution):
+    with pytest.raises(ValueError, match="power of two from 16 to 1024"):
+        small_generator(resolution=resolution)
