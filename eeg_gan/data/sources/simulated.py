@@ -41,7 +41,7 @@ class SimulatedConfig:
     sfreq: float = 128.0  # sampling rate in Hz
     tmin_s: float = -0.2  # start of a trial relative to the stimulus, at most -0.1
     tmax_s: float = 0.8  # end of a trial relative to the stimulus (exclusive)
-    snr_db: float = -8.0  # power of the image-driven response over that of 1/f and alpha noise, after the stimulus
+    snr_db: float = -7.5  # power of the image-driven response over that of 1/f and alpha noise, after the stimulus
     design: Literal["event-randomised", "block"] = "event-randomised"  # block: class = block in time, a confound
     class_means: bool = True  # false removes class means from what drives the EEG: a control without class information
 
@@ -112,7 +112,8 @@ class Simulated:
         amplitude[0] = 0
         amplitude *= n_times / np.sqrt((amplitude**2).sum())  # unit variance
         white = rng.standard_normal((len(self.ch_names), len(freqs), 2), dtype=np.float32).view(np.complex64)[..., 0]
-        pink = np.fft.irfft(white * amplitude.astype(np.float32), axis=1)[:, :n_times]  # twice as long, so that its ends do not meet
+        doubled = np.fft.irfft(white * amplitude.astype(np.float32), axis=1)
+        pink = doubled[:, :n_times]  # of a stretch twice as long, so that its ends do not meet
         alpha = person.alpha.at(plan.onset_s + self.times) * (1 + 0.5 * person.arousal.at(np.array([plan.onset_s])))
         return PINK_UV * person.background @ pink + ALPHA_UV * alpha
 
