@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -71,10 +72,14 @@ def build_tower(config: TowerConfig) -> ImageTower:
     name = _registered(open_clip, config.model)
     own = _visual_weights(config.pretrained)
     pretrained = None if own is not None else _known(open_clip, name, config.pretrained)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip warns of random weights, which is what null or own weights ask for
     try:
         model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
     except Exception as error:  # network, disk, format and shape errors of four libraries arrive here
         raise UserError(_why(open_clip, name, config.pretrained, error)) from None
+    finally:
+        logging.disable(before)
     tower = ImageTower(model.visual, _embedding_dim(open_clip, model, name), config.frozen)
     if own is not None:
         _load_visual(tower, own, config.pretrained)

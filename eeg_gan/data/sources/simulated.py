@@ -75,6 +75,7 @@ class Simulated:
         self.times = config.tmin_s + np.arange(round((config.tmax_s - config.tmin_s) * config.sfreq)) / config.sfreq
         self.positions = np.array([sensor_positions()[name] for name in self.ch_names])  # [C, 2]
         self.plan = _plan(config)
+        self._pictures: dict[int, np.ndarray] = {}
         self.trials = [self._meta(i) for i in range(len(self.plan))]
         self.card = Card(
             name="simulated",
@@ -96,7 +97,10 @@ class Simulated:
 
     def image(self, i: int) -> np.ndarray:
         """[H, W, 3] uint8: the picture of trial `i`."""
-        return rendering.render(self._look(self.plan[i].image), self.config.image_size)
+        number = self.plan[i].image
+        if number not in self._pictures:  # every subject sees it
+            self._pictures[number] = rendering.render(self._look(number), self.config.image_size)
+        return self._pictures[number]
 
     def evoked(self, i: int) -> np.ndarray:
         """[C, T] in microvolt: the part of the response that the image drives; the signal of `snr_db`."""

@@ -1,0 +1,177 @@
+"""Sections of the report that are tables: split and audit, every metric, how it was run."""
+
+from eeg_gan.config import UserError
+from eeg_gan.stages.report_runs import Runs
+
+MEANING = {  # how each figure was obtained, by its name without judge and condition
+    "encode/kmeans_accuracy": "k-means on held-out EEG features, clusters matched one to one to classes: the "
+    "paper's measure",
+    "encode/knn_accuracy": "majority of the 5 training features with the highest cosine",
+    "encode/knn_balanced_accuracy": "accuracy of the kNN, as the mean over classes",
+    "encode/svm_accuracy": "linear support vector machine fitted on training features",
+    "encode/nmi": "normalised mutual information of clusters and classes; 0 is none, 1 is all",
+    "encode/ari": "Rand index of clusters and classes, corrected for chance",
+    "lda/accuracy": "shrinkage linear discriminant analysis on the EEG itself: the score to beat",
+    "lda/balanced_accuracy": "accuracy of the shrinkage LDA, as the mean over classes",
+    "align/retrieval_top1": "share of trials whose seen picture is the nearest of all distinct held-out pictures",
+    "align/retrieval_top5": "the seen picture is among the nearest 5",
+    "align/retrieval_top10": "the seen picture is among the nearest 10",
+    "align/retrieval_top1_within_class": "nearest among held-out pictures of the seen class: more than the class",
+    "align/retrieval_top5_within_class": "among the nearest 5 held-out pictures of the seen class",
+    "align/class_top1": "the nearest held-out picture is of the right class",
+    "generate/class_accuracy": "share of pictures in which the judge network sees the class of the trial",
+    "generate/fid": "Fréchet distance of the judge's features, generated to held-out real pictures; lower is better",
+    "generate/kid": "kernel distance of the judge's features (unbiased); lower is better, 0 is equal",
+    "generate/precision": "share of generated pictures that lie where real ones lie, in the judge's features",
+    "generate/recall": "share of real pictures that lie where generated ones lie, in the judge's features",
+    "generate/pixcorr": "correlation of the pixels of seen and generated picture",
+    "generate/ssim": "structural similarity of seen and generated picture",
+}
+CONDITIONS = {
+    "_shuffled_eeg": "with another trial's EEG (control)",
+    "_image2eeg": "drawn from image2eeg features",
+    "_real": "for real pictures (what can be reached)",
+}
+
+
+def audit(runs: Runs) -> list[dict]:
+    found = runs.json("audit/audit.json")
+    pairs = sorted({pair for counts in found.get("overlaps", {}).values() for pair in counts})
+    shared = {
+        **{f"same {name}": counts for name, counts in found.get("overlaps", {}).items()},
+        "overlapping windows": found.get("windows", {}),
+        "identical pictures": found.get("duplicate_images", {}),
+        "identical EEG": found.get("duplicate_eeg", {}),
+    }
+    policy, told = found.get("split_policy", {}), [("verdict", found["verdict"])]
+    told += [("why", reason) for reason in found.get("reasons", [])] + [
+        ("note", note) for note in found.get("notes", [])
+    ]
+    told += [("design", found.get("design")), ("split by", policy.get("by")), ("split seed", policy.get("seed"))]
+    told += [(f"{split} trials", n) for split, n in found.get("counts", {}).items()]
+    told += [
+        ("class from time alone", _control(found.get("time_control"))),
+        ("LDA on shuffled labels", _control(found.get("shuffled_labels"))),
+        ("readings of the test split", f"{test_reads(runs)}, over all stages of this run, the report included"),
+    ]
+    tables = [{"head": None, "rows": [(name, _said(value)) for name, value in told]}]
+    if pairs:
+        rows = [(name, *(_said(counts.get(pair, "")) for pair in pairs)) for name, counts in shared.items()]
+        tables.append({"head": ["shared between", *(pair.replace("/", " and ") for pair in pairs)], "rows": rows})
+    return [
+        {
+            "kind": "tables",
+            "tables": tables,
+            "caption": (
+                "What the splits share must be 0 for what the split is by; windows and EEG are never to be "
+                "shared, while subjects, recordings "
+                "and classes of things usually are. Class from time alone: training trials nearest in time vote on the "
+                "class, without EEG; above chance, slow drifts could give labels away. LDA on shuffled labels "
+                "shows what a decoder scores "
+                "where there is nothing to learn."
+            ),
+        }
+    ]
+
+
+def _control(m: dict | None) -> str:
+    if m is None or m.get("value") is None:
+        return "unknown"
+    interval = f" [{100 * m['low']:.1f}, {100 * m['high']:.1f}]" if m.get("low") is not None else ""
+    p = f", p = {m['p']:.2g}" if m.get("p") is not None else ""
+    return f"{100 * m['value']:.1f} %{interval}, chance {100 * m['chance']:.1f} %{p}, n = {m['n']}"
+
+
+def _said(value) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def test_reads(runs: Runs) -> int:
+    return sum(runs.json(f"{stage}/run.json").get("reads", {}).get("test", 0) for stage in runs.stages())
+
+
+def metrics(runs: Runs) -> list[dict]:
+    rows = [
+        (name, _number(m["value"]), _interval(m), _number(m.get("chance")), _said(m.get("n") or ""), meaning(name))
+        for name, m in sorted(runs.metrics.items())
+    ]
+    head = ["metric", "value", "95 % interval", "chance", "n", "how it was obtained"]
+    return [
+        {
+            "kind": "tables",
+            "tables": [{"head": head, "rows": rows, "numbers": True}],
+            "caption": (
+                f"All on the {runs.split} split. Intervals are bootstrapped over pictures, since trials of one "
+                "picture are not independent; "
+                "where none is given, none was computed."
+            ),
+        }
+    ]
+
+
+def meaning(name: str) -> str:
+    """How a metric was obtained; the judge in brackets and the condition behind it are said in words."""
+    suffix = next((s for s in CONDITIONS if name.endswith(s)), "")
+    plain, _, judge = name.removesuffix(suffix).partition("[")
+    words = [MEANING.get(plain, "")] + ([CONDITIONS[suffix]] if suffix else [])
+    if judge.startswith("demo-classifier"):
+        words.append(
+            "the judge is the small classifier of the demo, so this is not comparable with an Inception figure"
+        )
+    elif judge:
+        words.append(f"the judge is {judge.rstrip(']')}")
+    return "; ".join(word for word in words if word)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def _interval(m: dict) -> str:
+    return "" if m.get("low") is None else f"{_number(m['low'])} to {_number(m['high'])}"
+
+
+def environment(runs: Runs) -> list[dict]:
+    rows, configs = [], []
+    for stage in runs.stages():
+        record_ = runs.json(f"{stage}/run.json")
+        if record_.get("verb") == "report":  # it is being made
+            continue
+        made = " ".join(str(record_.get(key, "")) for key in ("version", "torch", "host"))
+        rows.append(
+            (
+                stage,
+                record_.get("headline", "not finished"),
+                f"{record_.get('seconds', 0):.0f}",
+                _said(record_.get("processes")),
+                made,
+            )
+        )
+        path = runs.folder / stage / "config.yaml"
+        if path.exists():
+            configs.append({"kind": "details", "summary": f"{stage}: resolved config", "text": path.read_text()})
+    if not rows:
+        raise UserError("no stage has left a run.json")
+    head = ["stage", "result", "seconds", "processes", "eeg-gan, torch, machine"]
+    return [{"kind": "tables", "tables": [{"head": head, "rows": rows}]}, *configs]
+
+
+def about(runs: Runs) -> dict:
+    """What the page's head says of the data; nothing where there are no shards."""
+    if not (runs.folder / "prepare" / "index.json").exists():
+        return {}
+    shards, card = runs.shards, runs.shards.card
+    counts = ", ".join(
+        f"{sum(len(s['samples']) for s in own)} {split}" for split, own in shards.index["splits"].items()
+    )
+    return {
+        "data": card.name,
+        "design": card.design,
+        "pairing": card.pairing,
+        "counts": counts,
+        "classes": len(card.class_names),
+        "channels": shards.channels,
+        "rate": shards.preprocessing.get("sfreq", card.sfreq),
+        "licence": card.licence,
+        "description": card.description,
+    }
