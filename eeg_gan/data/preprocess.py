@@ -94,7 +94,7 @@ def filter_trial(
         x = x - x.mean(axis=0)
     x = _band_pass(x, sfreq, config)
     if config.notch:
-        x = _zero_phase(signal.tf2sos(*signal.iirnotch(card.line_hz, NOTCH_Q, fs=sfreq)), x)
+        x = _zero_phase(_notch(card.line_hz, sfreq), x)
     if config.resample_hz and config.resample_hz != sfreq:
         ratio = Fraction(config.resample_hz / sfreq).limit_denominator(10_000)
         x = signal.resample_poly(x, ratio.numerator, ratio.denominator, axis=1, padtype="line")
@@ -170,6 +170,11 @@ def _butterworth(edges: float | tuple[float, float], kind: str, sfreq: float) ->
     return signal.butter(ORDER, edges, kind, fs=sfreq, output="sos")
 
 
+@functools.lru_cache(maxsize=16)
+def _notch(line_hz: float, sfreq: float) -> np.ndarray:
+    return signal.tf2sos(*signal.iirnotch(line_hz, NOTCH_Q, fs=sfreq))
+
+
 def _zero_phase(sos: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Mirrors as much of the trial as there is: slow filters ring longer than scipy's default padding."""
     return signal.sosfiltfilt(sos, x, axis=1, padtype="even" if x.shape[1] > 1 else None, padlen=x.shape[1] - 1)
@@ -178,7 +183,9 @@ def _zero_phase(sos: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _crop(x: np.ndarray, sfreq: float, tmin_s: float, config: PreprocessConfig) -> tuple[np.ndarray, float]:
     if config.crop_s is None:
         return x, tmin_s
-    start, stop = (round((second - tmin_s) * sfreq) for second in config.crop_s)
+    first, last = config.crop_s
+    start = round((first - tmin_s) * sfreq)
+    stop = start + round((last - first) * sfreq)  # so that the length does not depend on where the trial starts
     if start < 0 or stop > x.shape[1] or start == stop:
         raise UserError(
             f"preprocess.crop_s is {list(config.crop_s)} s, but trials reach from {tmin_s:g} to "

@@ -104,7 +104,7 @@ def run(config: Config) -> None:
                     figures = evaluate(model, val, pictures["val"], rt.device)
                     rt.log.scalars(images, {
                         "loss/train (nats)": loss, "scale (1)": float(model.scale().detach()),
-                        **{f"val/{name} (0 to 1)": value for name, value in figures.items()},
+                        **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name != "gallery"},
                     })
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best

@@ -31,13 +31,13 @@ LINES = (  # what the demo prints at the end: metric, what it is
 class Config:
     run_dir: str = "runs/demo"  # everything goes here; the same command again continues or says that all is done
     image_size: Literal[16, 32] = 32  # pixels of the rendered images
-    images_per_class: int = 60  # different images of each of the 10 classes
-    subjects: int = 5  # simulated persons; each sees every image once
+    images_per_class: int = 200  # different images of each of the 10 classes
+    subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 60_000  # trials for stage 1
+    encode_images: int = 120_000  # trials for stage 1
     align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
-    gan_images: int = 60_000  # images for stage 3
+    gan_images: int = 28_000  # images for stage 3
     judge_steps: int = 300  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
@@ -78,7 +78,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
     """The pipeline of the demo, in the form in which a YAML names it."""
     seed = {"seed": config.seed}
     tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
-    augment = {"shift": 3, "noise": 0.2, "drop": 0.1, "scale": 0.2}
+    augment = {"shift": 2, "noise": 0.2, "drop": 0.05, "scale": 0.2}
     simulated = {"image_size": config.image_size, "images_per_class": config.images_per_class,
                  "subjects": config.subjects, "class_means": config.class_means, **seed}
     judge = {"name": "classifier", "weights": "{run_dir}/classifier/weights.safetensors", "image_size": config.image_size}
@@ -90,8 +90,8 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         },
         "audit": seed,
         "encode": {
-            "encoder": {"name": "tsconv", "dim": 64}, "augment": augment,
-            "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
+            "encoder": {"name": "erp", "dim": 64, "filters": 64}, "triplet": {"mining": "semi_hard"}, "mix": 1.0,
+            "augment": augment, "optim": {"lr": 2e-3, "schedule": "cosine", "weight_decay": 0.05, "warmup_images": 3000},
             "classes_per_batch": 10, "trials_per_class": 10, "total_images": config.encode_images,
             "evaluate_every": max(config.encode_images // 6, 1), **seed,
         },

@@ -6,6 +6,7 @@ Singh & Raman, WACV 2024, section 3.1. Selection is on the validation split alon
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class Config:
     triplet: TripletConfig = field(default_factory=TripletConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
+    mix: float = 0.0  # blend each trial with up to this much of another of its class; raises what a class has in common
     classes_per_batch: int = 16  # P; fewer where the data have fewer classes
     trials_per_class: int = 8  # K; the global batch is P x K trials
     total_images: int = 2_000_000  # trials to train on, over all processes
@@ -45,6 +47,8 @@ class Config:
     def __post_init__(self):
         if self.classes_per_batch < 2 or self.trials_per_class < 2:
             raise ValueError("a triplet needs classes_per_batch >= 2 and trials_per_class >= 2")
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"mix is the weight of a second trial beside 1 of the first, so it lies in [0, 1]; got {self.mix}")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -85,7 +89,7 @@ def run(config: Config) -> None:
             while images < config.total_images:
                 indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
                 part = own_part(batch)
-                eeg = train.batch(indices[part])["eeg"].to(rt.device)
+                eeg = blended(train, indices, config, images, part).to(rt.device)
                 eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 loss = step(rt, net, optimiser, eeg, torch.as_tensor(labels[indices]).to(rt.device), part, images)
@@ -111,6 +115,20 @@ def build(config: Config, shards: Shards) -> Encoder:
     encoder = build_encoder(config.encoder, len(shards.card.ch_names), shards.n_times)
     head = ClassifierHead(config.encoder.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
     return Encoder(encoder, head)
+
+
+def blended(train: Reader, indices: np.ndarray, config: Config, images: int, part: slice) -> Tensor:
+    """EEG [b, C, T] of this rank's part, each trial x as (x + a y) / |(1, a)| with y of its class and a in [0, mix]."""
+    eeg = train.batch(indices[part])["eeg"]
+    if config.mix == 0:
+        return eeg
+    generator = generator_at(config.seed, "mix", images)
+    step = torch.randint(1, config.trials_per_class, (len(indices),), generator=generator).numpy()
+    place = np.arange(len(indices))
+    first = place - place % config.trials_per_class  # classes lie one after the other in a balanced batch
+    partner = indices[first + (place + step) % config.trials_per_class]
+    a = config.mix * torch.rand(len(indices), 1, 1, generator=generator)[part]
+    return (eeg + a * train.batch(partner[part])["eeg"]) / (1 + a * a).sqrt()
 
 
 def weights(model: Encoder) -> dict[str, nn.Module]:

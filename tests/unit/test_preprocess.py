@@ -62,6 +62,12 @@ def test_crop_baseline_and_reference():
     np.testing.assert_allclose(run(sine(3), reference="average")[0].sum(axis=0), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tmin_s", [-0.5, -0.496, -0.5025, -0.4975, -0.5075])
+def test_cropped_length_does_not_depend_on_where_trials_start(tmin_s):
+    config = PreprocessConfig(crop_s=(0.0, 0.5025), scale="none")  # 100.5 samples
+    assert filter_trial(sine(3), 200.0, tmin_s, config, CARD)[0].shape == (2, 100)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

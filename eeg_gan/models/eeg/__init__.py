@@ -6,26 +6,28 @@ from typing import Literal
 from torch import nn
 
 from eeg_gan.models.eeg.cnn import CNNEncoder
+from eeg_gan.models.eeg.erp import ERPEncoder
 from eeg_gan.models.eeg.lstm import LSTMEncoder
 from eeg_gan.models.eeg.tsconv import TSConvEncoder
 
-ENCODERS = {"lstm": LSTMEncoder, "cnn": CNNEncoder, "tsconv": TSConvEncoder}
+ENCODERS = {"lstm": LSTMEncoder, "cnn": CNNEncoder, "tsconv": TSConvEncoder, "erp": ERPEncoder}
 OPTIONS = {
     "lstm": ("hidden", "layers"),
     "cnn": ("widths", "dropout", "keep_time"),
     "tsconv": ("filters", "dropout"),
+    "erp": ("filters", "dropout"),
 }
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    name: Literal["lstm", "cnn", "tsconv"] = "lstm"  # lstm and cnn are the paper's, tsconv is NICE's (fast)
+    name: Literal["lstm", "cnn", "tsconv", "erp"] = "lstm"  # lstm and cnn are the paper's, tsconv is NICE's, erp is ours
     dim: int = 128  # length of the feature vector
     hidden: int = 128  # lstm: units of each layer
     layers: int = 4  # lstm: stacked layers
     widths: tuple[int, ...] = (128, 256, 512, 1024)  # cnn: channels of each block
-    filters: int = 40  # tsconv: temporal and spatial filters
-    dropout: float | None = None  # cnn, tsconv; null is the paper's own (0.05, 0.5); 0 makes 1 and N processes equal
+    filters: int = 40  # tsconv, erp: spatial and temporal filters
+    dropout: float | None = None  # cnn, tsconv, erp; null is the encoder's own (0.05, 0.5, 0.2); 0 makes 1 and N processes equal
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
 
     def __post_init__(self):
