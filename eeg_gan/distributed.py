@@ -95,12 +95,14 @@ def average_gradients(parameters) -> None:
         grad.copy_(part.view_as(grad))
 
 
+def max_over_ranks(value: float) -> float:
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(float(value), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return float(largest)
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is true on one."""
-    if world_size() == 1:
-        return flag
-    seen = torch.tensor(float(flag))
-    if dist.get_backend() == "nccl":
-        seen = seen.cuda()
-    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    return bool(seen.item())
+    return bool(max_over_ranks(float(flag)))

@@ -22,7 +22,7 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 # An open_clip model config of 0.3 M parameters for 32 x 32 images; trains in well under a minute on a laptop's CPU.
 TINY_TOWER = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 96, "head_width": 32, "patch_size": 4},
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 96, "head_width": 32, "patch_size": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
 }
 
@@ -75,7 +75,9 @@ def build_tower(config: TowerConfig) -> ImageTower:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which is what null or own weights ask for
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
+        with torch.random.fork_rng():  # random weights are the same in every stage that builds this tower
+            torch.manual_seed(0)
+            model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False)
     except Exception as error:  # network, disk, format and shape errors of four libraries arrive here
         raise UserError(_why(open_clip, name, config.pretrained, error)) from None
     finally:

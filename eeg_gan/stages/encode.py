@@ -25,6 +25,9 @@ from eeg_gan.training.inference import draw_by_library
 from eeg_gan.training.optim import OptimConfig
 
 
+LOSS_UNIT = {"triplet": "1", "cross_entropy": "nats"}
+
+
 @dataclass(frozen=True)
 class Config:
     run_dir: str  # the run: its checkpoints, log and config; the same command again continues it
@@ -100,7 +103,7 @@ def run(config: Config) -> None:
                 better = False
                 if last or runtime.crossed(images, batch, config.evaluate_every):
                     figures = evaluate(model.encoder, train, val, rt.device, config.seed)
-                    rt.log.scalars(images, {"loss/train": loss, **{f"val/{k} (0 to 1)": v for k, v in figures.items()}})
+                    rt.log.scalars(images, {f"loss/train ({LOSS_UNIT[config.loss]})": loss, **{f"val/{k} (0 to 1)": v for k, v in figures.items()}})
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, batch, config.checkpoint_every):

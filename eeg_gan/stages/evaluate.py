@@ -1,7 +1,8 @@
 """Every metric, with 95 % intervals, chance, and the same figure for real images and for shuffled EEG.
 
 Labels of the test split are read here and in audit alone. Classifiers are fitted on the training split; intervals are
-bootstrapped over stimuli, because trials of one picture are not independent.
+bootstrapped over stimuli, because trials of one picture are not independent, or over recordings where nobody saw the
+pictures.
 """
 
 from dataclasses import dataclass, field
@@ -61,12 +62,15 @@ class Context:
     def reader(self, split: str) -> Reader:
         return Reader(self.shards, split, self.config.loader.cache_mb)
 
-    def stimuli(self) -> list[str]:
-        """The unit over which intervals are bootstrapped: the picture, else the recording, else the trial."""
-        return [m["stimulus"] or m["recording"] or m["key"] for m in self.shards.metas(self.config.split)]
+    def units(self) -> list[str]:
+        """What intervals are bootstrapped over: the picture that trials share; the recording where nobody saw any."""
+        metas = self.shards.metas(self.config.split)
+        if self.shards.card.pairing != "class":
+            return [m["stimulus"] or m["recording"] or m["key"] for m in metas]
+        return [f"{m['subject']}/{m['recording']}" if m["recording"] else m["subject"] or m["key"] for m in metas]
 
     def mean(self, values: np.ndarray, chance: float | None, groups=None) -> dict:
-        value, low, high = bootstrap_mean(values, self.stimuli() if groups is None else groups, seed=self.config.seed)
+        value, low, high = bootstrap_mean(values, self.units() if groups is None else groups, seed=self.config.seed)
         return record(value, low, high, chance, len(values))
 
 
@@ -140,17 +144,21 @@ def aligned(context: Context) -> Metrics:
     target, labels = numbers.numpy(), reader.labels[first]
     rank = retrieval.ranks(query, gallery, target)
     rank_in_class, size = retrieval.within_class_ranks(query, gallery, target, labels)
-    context.details |= {"gallery_trials": torch.tensor(first), "retrieval_ranks": torch.from_numpy(rank),
-                        "retrieval_top5": (torch.from_numpy(query) @ torch.from_numpy(gallery).T).topk(min(5, len(gallery))).indices}
     n = len(gallery)
-    found = {f"align/retrieval_top{k}": context.mean(retrieval.top_k(rank, k).astype(float), min(k / n, 1.0)) for k in (1, 5, 10)}
+    nearest = (torch.from_numpy(query) @ torch.from_numpy(gallery).T).topk(min(5, n)).indices
+    context.details |= {"gallery_trials": torch.tensor(first), "retrieval_ranks": torch.from_numpy(rank),
+                        "retrieval_top5": nearest}
+    found = {
+        f"align/retrieval_top{k}": context.mean(retrieval.top_k(rank, k).astype(float), min(k / n, 1.0))
+        for k in (1, 5, 10)
+    }
     within = {
         f"align/retrieval_top{k}_within_class": context.mean(
             retrieval.top_k(rank_in_class, k).astype(float), float(retrieval.chance_top_k(size, k).mean()))
         for k in (1, 5)
     }
-    class_hit = labels[(query @ gallery.T).argmax(1)] == reader.labels
-    return found | within | {"align/class_top1": context.mean(class_hit.astype(float), 1 / len(shards.card.class_names))}
+    class_hit = (labels[(query @ gallery.T).argmax(1)] == reader.labels).astype(float)
+    return found | within | {"align/class_top1": context.mean(class_hit, 1 / len(shards.card.class_names))}
 
 
 def images(context: Context) -> Metrics:
@@ -163,21 +171,22 @@ def images(context: Context) -> Metrics:
     reader, train = context.reader(config.split), context.reader("train")
     real = judge.look(reader.batch(first)["image"], reader.labels[first])
     seen = judge.look(train.batch(unique_images(shards, "train")[0][: 4 * len(first)])["image"], None)
-    stimuli = np.array([m["stimulus"] or m["key"] for m in shards.metas(config.split)])
+    units = np.array(context.units())
     chance = 1 / len(shards.card.class_names)
-    metrics = {"generate/class_accuracy_real": context.mean(real.right, chance, stimuli[first])}
-    for name, run_dir in (("", config.generated), ("_shuffled_eeg", config.generated_shuffled), ("_image2eeg", config.generated_image2eeg)):
+    metrics = {"generate/class_accuracy_real": context.mean(real.right, chance, np.arange(len(first)))}
+    runs = {"": config.generated, "_shuffled_eeg": config.generated_shuffled, "_image2eeg": config.generated_image2eeg}
+    for name, run_dir in runs.items():
         if run_dir is None:
             continue
         trials, pictures = _generated(shards, config.split, run_dir)
         fake = judge.look(pictures, reader.labels[trials])
         context.details[f"generated_predicted{name}"] = torch.from_numpy(fake.predicted)
-        metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, stimuli[trials])
+        metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, units[trials])
         metrics |= _distances(judge.name, name, real, fake, config.seed)
         if name != "_image2eeg" and shards.card.pairing == "trial":
             shown = reader.batch(trials)["image"]
-            metrics[f"generate/pixcorr{name}"] = context.mean(perceptual.pixcorr(pictures, shown), None, stimuli[trials])
-            metrics[f"generate/ssim{name}"] = context.mean(perceptual.ssim(pictures, shown, 7), None, stimuli[trials])
+            metrics[f"generate/pixcorr{name}"] = context.mean(perceptual.pixcorr(pictures, shown), None, units[trials])
+            metrics[f"generate/ssim{name}"] = context.mean(perceptual.ssim(pictures, shown, 7), None, units[trials])
     return metrics | _distances(judge.name, "_real", real, seen, config.seed)
 
 
@@ -216,8 +225,9 @@ def _distances(judge: str, name: str, real: Judged, fake: Judged, seed: int) -> 
     size = min(len(real.features), len(fake.features), 1000)
     kid, _ = distribution.kid(real.features, fake.features, 50, size, seed)
     precision, recall = distribution.precision_recall(real.features, fake.features)
-    values = {"fid": distribution.frechet(real.features, fake.features), "kid": kid, "precision": precision, "recall": recall}
-    return {f"generate/{metric}[{judge}]{name}": record(value, n=len(fake.features)) for metric, value in values.items()}
+    fid, n = distribution.frechet(real.features, fake.features), len(fake.features)
+    values = {"fid": fid, "kid": kid, "precision": precision, "recall": recall}
+    return {f"generate/{metric}[{judge}]{name}": record(value, n=n) for metric, value in values.items()}
 
 
 def _labelled(known: features.Features, shards: Shards, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -237,7 +247,9 @@ def _generated(shards: Shards, split: str, run_dir: str) -> tuple[np.ndarray, Te
     place = {key: i for i, key in enumerate(shards.keys(split))}
     missing = [key for key in keys if key not in place]
     if missing:
-        raise UserError(f"{run_dir}: trial {missing[0]} is not in split {split} of these shards; run generate on this split")
+        raise UserError(
+            f"{run_dir}: trial {missing[0]} is not in split {split} of these shards; run generate on this split"
+        )
     return np.array([place[key] for key in keys]), pictures
 
 

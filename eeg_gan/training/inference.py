@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from eeg_gan.distributed import rank, sum_over_ranks, world_size
+from eeg_gan.distributed import max_over_ranks, rank, sum_over_ranks, world_size
 
 
 @torch.no_grad()
 def over_all(forward: Callable[[dict], Tensor], fetch: Callable[[list[int]], dict], total: int, batch: int) -> Tensor:
-    """forward(fetch(indices)) over 0..total-1 -> float32 [total, ...] on the CPU, in order, equal on every rank.
+    """forward(fetch(indices)) over 0..total-1 -> float32 [total, F] on the CPU, in order, equal on every rank.
 
     Each rank works on consecutive indices; the parts meet by a sum with zeros, which is exact.
     """
@@ -20,10 +20,9 @@ def over_all(forward: Callable[[dict], Tensor], fetch: Callable[[list[int]], dic
     ]
     if world_size() == 1:
         return torch.cat(parts)
-    own = torch.cat(parts) if parts else torch.zeros(0)
-    width = sum_over_ranks(torch.tensor(float(own.shape[-1] if first == 0 else 0)))
-    whole = torch.zeros(total, int(width))
-    whole[first:last] = own
+    whole = torch.zeros(total, int(max_over_ranks(parts[0].shape[-1] if parts else 0)))
+    if parts:
+        whole[first:last] = torch.cat(parts)
     return sum_over_ranks(whole)
 
 

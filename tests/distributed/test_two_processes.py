@@ -1,0 +1,108 @@
+"""Two gloo processes give what one gives on the joined data."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import commands, debug
+
+from eeg_gan import cli
+from eeg_gan.data.loader import Reader, balanced_at, shuffled_at
+from eeg_gan.data.shards import Shards
+from eeg_gan.distributed import any_rank, average_gradients, gather, generator_at, own_part
+from eeg_gan.losses.contrastive import clip_loss
+from eeg_gan.losses.triplet import semi_hard_triplet
+from eeg_gan.training import checkpoint
+from eeg_gan.training.inference import over_all
+
+
+def on_two_ranks(function, folder, *arguments):
+    """Runs function(*arguments) in two processes; returns what each one gave."""
+    mp.spawn(_rank, (function, str(folder), arguments), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _rank(rank, function, folder, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(function(*arguments), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Linear(6, 4)
+
+
+def gradients(x, labels):
+    """Gradient of a contrastive and a triplet loss that see the global batch, averaged over ranks."""
+    net, part = network(), own_part(len(x))
+    z = gather(torch.nn.functional.normalize(net(x[part]), dim=1))
+    loss = clip_loss(z, z.roll(1, 0), 5.0) + semi_hard_triplet(z, labels)
+    loss.backward()
+    average_gradients(net.parameters())
+    return [p.grad for p in net.parameters()]
+
+
+def test_losses_over_the_global_batch_give_the_gradient_of_one_process(tmp_path):
+    x, labels = torch.randn(8, 6), torch.tensor([0, 1] * 4)
+    whole = gradients(x, labels)
+    for half in on_two_ranks(gradients, tmp_path, x, labels):
+        torch.testing.assert_close(half, whole)
+
+
+def seen(index):
+    """The keys that this rank reads in one epoch, and the noise that it draws."""
+    shards = Shards(index, ("train",))
+    reader, read = Reader(shards, "train"), []
+    for position in range(0, reader.n, 4):
+        read += reader.batch(shuffled_at(3, reader.n, position, 4)[own_part(4)])["index"].tolist()
+    noise = torch.randn(4, 2, generator=generator_at(3, "z", 8))[own_part(4)]
+    return {"read": read, "noise": noise, "any": any_rank(dist.get_rank() == 1), "none": any_rank(False)}
+
+
+def test_every_trial_is_read_once_and_noise_is_sliced(tmp_path, runs):
+    first, second = on_two_ranks(seen, tmp_path, runs / "prepare" / "index.json")
+    n = Shards(runs / "prepare" / "index.json", ("train",)).n("train")
+    assert sorted(first["read"] + second["read"]) == list(range(n))
+    whole = torch.randn(4, 2, generator=generator_at(3, "z", 8))
+    torch.testing.assert_close(torch.cat([first["noise"], second["noise"]]), whole, rtol=0, atol=0)
+    assert first["any"] and second["any"] and not first["none"]
+
+
+def in_order(total):
+    return over_all(lambda b: b["x"], lambda i: {"x": torch.tensor(i)[:, None] * torch.ones(1, 3)}, total, 2)
+
+
+@pytest.mark.parametrize("total", [1, 7])
+def test_inference_over_two_ranks_keeps_the_order(tmp_path, total):
+    expected = torch.arange(total)[:, None] * torch.ones(1, 3)
+    for whole in on_two_ranks(in_order, tmp_path, total):
+        torch.testing.assert_close(whole, expected)
+
+
+@pytest.mark.parametrize("verb, words", [
+    ("encode", ["encoder.dropout=0"]), ("align", []), ("gan", []),
+])  # fmt: skip
+def test_training_on_two_processes_equals_one(tmp_path, runs, verb, words):
+    """One step of plain gradient descent would be exact; Adam turns rounding into steps, so few steps and a tolerance."""
+    common = [verb, debug(verb), *commands(runs)[verb], *words, "total_images=32", "seed=3"]
+    common += ["augment.mode=none"] if verb == "gan" else ["evaluate_every=32"]
+    if verb == "align":  # an encoder without dropout
+        source = ["encode", debug("encode"), *commands(runs)["encode"], "encoder.dropout=0", f"run_dir={tmp_path}/source"]
+        assert cli.main(source) == 0
+        common += [f"encoder={tmp_path}/source"]
+    assert cli.main([*common, f"run_dir={tmp_path}/one"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eeg_gan"]
+    subprocess.run([*launch, *common, f"run_dir={tmp_path}/two"], check=True, timeout=240,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    one, two = (checkpoint.newest(tmp_path / name) for name in ("one", "two"))
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    for name in ("encoder", "g", "d"):
+        for key, value in one.tensors.get(name, {}).items():
+            torch.testing.assert_close(two.tensors[name][key], value, rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
