@@ -1,4 +1,4 @@
-"""Installs eeg-gan. torch must be there first: the compiled operators are built against the torch that will load them."""
+"""Installs eeg-gan; torch must be there first, as compiled operators are built against the torch that loads them."""
 
 import importlib.util
 import sys

@@ -106,8 +106,10 @@ def _command(verb: str):
         if path is not None and "=" in path and not os.path.exists(path):
             path, words = None, [path, *words]
         if path is None and verb not in WITHOUT_FILE:
-            raise UserError(f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
-                            f"`eeg-gan {verb} --help` lists the keys, configs/{verb}/ has examples")
+            raise UserError(
+                f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
+                f"`eeg-gan {verb} --help` lists the keys, configs/{verb}/ has examples"
+            )
         module.run(load(module.Config, path, words))
 
     return command
@@ -148,8 +150,13 @@ def _set_up_logging() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    console.print(f"eeg-gan: {message}", style="bold red" if code == USERS else None, markup=False, highlight=False,
-                  soft_wrap=True)
+    console.print(
+        f"eeg-gan: {message}",
+        style="bold red" if code == USERS else None,
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return code
 
 

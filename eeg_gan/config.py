@@ -165,7 +165,11 @@ def _number(hint: Any, value: Any, where: str) -> Any:
 
 
 def _options(hint: Any) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -199,7 +203,9 @@ def _one_line(error: dict) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     hint = ""
     if error["type"] == "literal_error":
-        close = difflib.get_close_matches(str(error["input"]), error["ctx"]["expected"].replace("'", "").split(), 1, 0.5)
+        close = difflib.get_close_matches(
+            str(error["input"]), error["ctx"]["expected"].replace("'", "").split(), 1, 0.5
+        )
         hint = f"; did you mean {close[0].strip(',')}?" if close else ""
     return f"{where}: {message}, got {error['input']!r}{hint}"
 
@@ -233,7 +239,9 @@ def _comments(cls: type) -> dict[str, str]:
     comments, name, start = {}, None, True
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and name:
-            comments[name] = f"{comments[name]} {token.string.lstrip('# ')}" if name in comments else token.string.lstrip("# ")
+            comments[name] = (
+                f"{comments[name]} {token.string.lstrip('# ')}" if name in comments else token.string.lstrip("# ")
+            )
         elif token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
             start = True
         elif start and token.type == tokenize.NAME:

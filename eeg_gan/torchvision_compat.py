@@ -1,4 +1,4 @@
-"""The one door through which torchvision, and what imports it (open_clip, timm, torch_fidelity, torchmetrics), is loaded.
+"""The one door to torchvision and to what imports it: open_clip, timm, torch_fidelity, torchmetrics.
 
 The registry's torchvision wheels are CUDA builds. Beside a CPU torch their `_C.so` cannot load; torchvision tolerates
 that, but then registers fake kernels for two operators that nobody defined, and its import raises. Declaring the two

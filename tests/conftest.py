@@ -35,8 +35,13 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "image2eeg": [index, f"features={folder}/embed"],
         "gan": [index, f"features={folder}/embed"],
         "generate": [f"gan={folder}/gan", f"features={folder}/embed"],
-        "evaluate": [index, f"features={folder}/embed", f"align={folder}/align", f"aligned_features={folder}/embed",
-                     f"generated={folder}/generate"],
+        "evaluate": [
+            index,
+            f"features={folder}/embed",
+            f"align={folder}/align",
+            f"aligned_features={folder}/embed",
+            f"generated={folder}/generate",
+        ],
         "report": [f"pipeline={folder}"],
     }
 

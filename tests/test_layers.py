@@ -1,4 +1,4 @@
-"""A module imports only downward: __main__ -> cli -> stages -> {data augment models losses metrics training} -> ops -> bottom."""
+"""A module imports only downward: __main__ -> cli -> stages -> {data augment models losses metrics training} -> ops."""
 
 import ast
 import subprocess
@@ -10,7 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "eeg_gan"
 BOTTOM = {"config", "distributed", "torchvision_compat"}
 MIDDLE = {"data", "augment", "models", "losses", "metrics", "training"}
-HELPERS = {"loading", "figures", "demo_models", "report_charts", "report_pictures", "report_runs", "report_tables"}  # of stages; they are no verbs
+HELPERS = {
+    "loading",
+    "figures",
+    "demo_models",
+    "report_charts",
+    "report_pictures",
+    "report_runs",
+    "report_tables",
+}  # of stages; they are no verbs
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -48,7 +56,9 @@ def allowed(own: str, other: str) -> bool:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_downward(path):
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    wrong = [other for other in imports(path) if not allowed(layer(name), layer(other)) and layer(other) != "__version__"]
+    wrong = [
+        other for other in imports(path) if not allowed(layer(name), layer(other)) and layer(other) != "__version__"
+    ]
     assert not wrong, f"{name} may not import {wrong}"
 
 

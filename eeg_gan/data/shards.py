@@ -158,8 +158,11 @@ class Shards:
             for shard in self.index["splits"][split]:
                 _check_shard(self.path.parent / shard["file"], shard, verify)
         self._places = {
-            split: [(shard["file"], s["key"], s["offset"], s["size"]) for shard in self.index["splits"][split]
-                    for s in shard["samples"]]
+            split: [
+                (shard["file"], s["key"], s["offset"], s["size"])
+                for shard in self.index["splits"][split]
+                for s in shard["samples"]
+            ]
             for split in splits
         }
         self._files: dict[str, int] = {}

@@ -128,7 +128,7 @@ def build_detector(config: DetectorConfig) -> nn.Module:
 
 
 CONVERSION = (
-    "convert it by: python -c \"import sys, torch; from safetensors.torch import save_file; "
+    'convert it by: python -c "import sys, torch; from safetensors.torch import save_file; '
     "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
     "save_file({k.removeprefix('module.'): v.contiguous() for k, v in s.items()}, sys.argv[2])\" IN.th OUT.safetensors"
 )

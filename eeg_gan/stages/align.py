@@ -1,6 +1,7 @@
 """Stage 2: the stage-1 encoder, fine-tuned by the CLIP loss against an open_clip image tower.
 
-Singh & Raman, WACV 2024, section 3.3 (EEGClip). A frozen tower's embeddings are computed once and kept in the run directory.
+Singh & Raman, WACV 2024, section 3.3 (EEGClip). A frozen tower's embeddings are computed once
+and kept in the run directory.
 """
 
 from dataclasses import dataclass, field
@@ -75,7 +76,9 @@ def run(config: Config) -> None:
         rt.inputs(shards=shards.digest, encoder=stage1.digest, tower=tower_digest(tower))
         rt.reads(("train", "val"))
         train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
-        pictures = {split: Pictures(rt, config, tower, shards, reader) for split, reader in (("train", train), ("val", val))}
+        pictures = {
+            split: Pictures(rt, config, tower, shards, reader) for split, reader in (("train", train), ("val", val))
+        }
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
         model = build(config, shards, stage1, tower).to(rt.device)
@@ -90,8 +93,13 @@ def run(config: Config) -> None:
                 indices = shuffled_at(config.seed, train.n, images, config.batch)
                 part = own_part(config.batch)
                 data = train.batch(indices[part])
-                eeg = draw_and_apply(data["eeg"].to(rt.device), generator_at(config.seed, "augment", images),
-                                     config.augment, part, config.batch)
+                eeg = draw_and_apply(
+                    data["eeg"].to(rt.device),
+                    generator_at(config.seed, "augment", images),
+                    config.augment,
+                    part,
+                    config.batch,
+                )
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 shown = pictures["train"].numbers[torch.as_tensor(indices)].to(rt.device)
                 loss = step(rt, net, optimiser, eeg, pictures["train"].of(data).to(rt.device), shown, images)
@@ -102,17 +110,23 @@ def run(config: Config) -> None:
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
                     figures = evaluate(model, val, pictures["val"], rt.device)
-                    rt.log.scalars(images, {
-                        "loss/train (nats)": loss, "scale (1)": float(model.scale().detach()),
-                        **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name != "gallery"},
-                    })
+                    rt.log.scalars(
+                        images,
+                        {
+                            "loss/train (nats)": loss,
+                            "scale (1)": float(model.scale().detach()),
+                            **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name != "gallery"},
+                        },
+                    )
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
                     save(rt, config, model, optimiser, images, best, stage1, shards)
                 if stop and not last:
                     rt.leave(images)
-        rt.finish(f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']} images")
+        rt.finish(
+            f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']} images"
+        )
 
 
 class Pictures:
@@ -162,8 +176,12 @@ def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.devi
     z = encode_split(model.encoder, val, device)
     with evaluating(model) as net, torch.no_grad():
         if pictures.embeddings is None:
-            embeddings = over_all(lambda b: net.tower(b["image"].to(device)),
-                                  lambda i: val.batch([pictures.first[k] for k in i]), len(pictures.first), 64)
+            embeddings = over_all(
+                lambda b: net.tower(b["image"].to(device)),
+                lambda i: val.batch([pictures.first[k] for k in i]),
+                len(pictures.first),
+                64,
+            )
         else:
             embeddings = pictures.embeddings
         gallery = net.projection(embeddings.to(device)).cpu()
@@ -178,8 +196,13 @@ def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.devi
 
 def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict, stage1, shards: Shards) -> None:
     if rt.main:
-        state = {"encoder": to_dict(stage1.config), "tower": to_dict(config.tower), "data": about_data(shards),
-                 "stage1": stage1.digest, "best": best}
+        state = {
+            "encoder": to_dict(stage1.config),
+            "tower": to_dict(config.tower),
+            "data": about_data(shards),
+            "stage1": stage1.digest,
+            "best": best,
+        }
         checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
     barrier()
 

@@ -25,7 +25,9 @@ class Config:
 
     def __post_init__(self):
         if self.permutations < 1000:
-            raise ValueError(f"permutations must be 1000 or more, or p < .001 cannot be reached; got {self.permutations}")
+            raise ValueError(
+                f"permutations must be 1000 or more, or p < .001 cannot be reached; got {self.permutations}"
+            )
 
 
 def run(config: Config) -> None:
@@ -41,7 +43,9 @@ def run(config: Config) -> None:
         digests = {split: [audit.eeg_digest(x) for x in own] for split, own in eeg.items()}
         metas = {split: shards.metas(split) for split in readers}
         duration_s = shards.n_times / shards.preprocessing["sfreq"]
-        found = audit.report(metas, shards.card, shards.split_policy, duration_s, config.seed, digests, config.permutations)
+        found = audit.report(
+            metas, shards.card, shards.split_policy, duration_s, config.seed, digests, config.permutations
+        )
         found["shuffled_labels"] = shuffled_labels(eeg, readers, config.seed)
         found["counts"] = {split: reader.n for split, reader in readers.items()}
         found["split_policy"], found["design"] = shards.split_policy, shards.card.design
@@ -50,7 +54,11 @@ def run(config: Config) -> None:
             for reason in found["reasons"]:
                 log.warning("audit: %s", reason)
         time = found["time_control"]
-        told = "" if time is None or time["value"] is None else f"; time alone decodes {time['value']:.3f}, chance {time['chance']:.3f}"
+        told = (
+            ""
+            if time is None or time["value"] is None
+            else f"; time alone decodes {time['value']:.3f}, chance {time['chance']:.3f}"
+        )
         rt.finish(f"{found['verdict']}{told}")
 
 

@@ -65,7 +65,10 @@ def run(config: Config) -> None:
 
 def plan(config: Config) -> list[Callable[[], None]]:
     """Every step in order, its config checked before the first one runs."""
-    steps = {step.name: (lambda step=step: step.module.run(step.config)) for step in pipeline.resolve(config.run_dir, stages(config))}
+    steps = {
+        step.name: (lambda step=step: step.module.run(step.config))
+        for step in pipeline.resolve(config.run_dir, stages(config))
+    }
     loader = LoaderConfig(index=f"{config.run_dir}/prepare/index.json")
     judge = demo_models.JudgeConfig(f"{config.run_dir}/classifier", loader, config.judge_steps, config.seed)
     tower = demo_models.TowerTraining(f"{config.run_dir}/tower", loader, config.tower_steps, seed=config.seed)
@@ -79,9 +82,18 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
     seed = {"seed": config.seed}
     tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
     augment = {"shift": 2, "noise": 0.2, "drop": 0.05, "scale": 0.2}
-    simulated = {"image_size": config.image_size, "images_per_class": config.images_per_class,
-                 "subjects": config.subjects, "class_means": config.class_means, **seed}
-    judge = {"name": "classifier", "weights": "{run_dir}/classifier/weights.safetensors", "image_size": config.image_size}
+    simulated = {
+        "image_size": config.image_size,
+        "images_per_class": config.images_per_class,
+        "subjects": config.subjects,
+        "class_means": config.class_means,
+        **seed,
+    }
+    judge = {
+        "name": "classifier",
+        "weights": "{run_dir}/classifier/weights.safetensors",
+        "image_size": config.image_size,
+    }
     return {
         "prepare": {
             "source": {"name": "simulated", "simulated": simulated},
@@ -90,40 +102,77 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         },
         "audit": seed,
         "encode": {
-            "encoder": {"name": "erp", "dim": 64, "filters": 64}, "triplet": {"mining": "semi_hard"}, "mix": 1.0,
-            "augment": augment, "optim": {"lr": 2e-3, "schedule": "cosine", "weight_decay": 0.05, "warmup_images": 3000},
-            "classes_per_batch": 10, "trials_per_class": 10, "total_images": config.encode_images,
-            "evaluate_every": max(config.encode_images // 6, 1), **seed,
+            "encoder": {"name": "erp", "dim": 64, "filters": 64},
+            "triplet": {"mining": "semi_hard"},
+            "mix": 1.0,
+            "augment": augment,
+            "optim": {"lr": 2e-3, "schedule": "cosine", "weight_decay": 0.05, "warmup_images": 3000},
+            "classes_per_batch": 10,
+            "trials_per_class": 10,
+            "total_images": config.encode_images,
+            "evaluate_every": max(config.encode_images // 6, 1),
+            **seed,
         },
         "embed_triplet": {"verb": "embed", "encoder": "{run_dir}/encode"},
         "align": {
-            "encoder": "{run_dir}/encode", "tower": tower, "augment": augment, "batch": 200,
+            "encoder": "{run_dir}/encode",
+            "tower": tower,
+            "augment": augment,
+            "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
-            "total_images": config.align_images, "evaluate_every": max(config.align_images // 6, 1), **seed,
+            "total_images": config.align_images,
+            "evaluate_every": max(config.align_images // 6, 1),
+            **seed,
         },
         "embed": {"encoder": "{run_dir}/align"},
         "image2eeg": {
-            "features": "{run_dir}/embed", "tower": tower, "regressor": {"hidden": 256},
-            "optim": {"lr": 1e-3, "schedule": "cosine"}, "total_images": config.image2eeg_images,
-            "evaluate_every": max(config.image2eeg_images // 5, 1), **seed,
+            "features": "{run_dir}/embed",
+            "tower": tower,
+            "regressor": {"hidden": 256},
+            "optim": {"lr": 1e-3, "schedule": "cosine"},
+            "total_images": config.image2eeg_images,
+            "evaluate_every": max(config.image2eeg_images // 5, 1),
+            **seed,
         },
         "embed_image2eeg": {"verb": "embed", "image2eeg": "{run_dir}/image2eeg"},
         "gan": {
             "features": "{run_dir}/embed",
             "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32},
             "discriminator": {"channel_base": 1024, "channel_max": 32},
-            "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99}, "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
-            "augment": {"speed_kimg": 100}, "r1_gamma": 0.1, "ema_half_life": 3000, "condition_noise": 0.3,
-            "total_images": config.gan_images, "snapshot_every": max(config.gan_images // 20, 1),
-            "checkpoint_every": max(config.gan_images // 5, 1), **seed,
+            "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
+            "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
+            "augment": {"speed_kimg": 100},
+            "r1_gamma": 0.1,
+            "ema_half_life": 3000,
+            "condition_noise": 0.3,
+            "total_images": config.gan_images,
+            "snapshot_every": max(config.gan_images // 20, 1),
+            "checkpoint_every": max(config.gan_images // 5, 1),
+            **seed,
         },
         "generate": {"gan": "{run_dir}/gan", "features": "{run_dir}/embed", **seed},
-        "generate_shuffled": {"verb": "generate", "gan": "{run_dir}/gan", "features": "{run_dir}/embed", "condition": "shuffled", **seed},
-        "generate_image2eeg": {"verb": "generate", "gan": "{run_dir}/gan", "features": "{run_dir}/embed_image2eeg", **seed},
+        "generate_shuffled": {
+            "verb": "generate",
+            "gan": "{run_dir}/gan",
+            "features": "{run_dir}/embed",
+            "condition": "shuffled",
+            **seed,
+        },
+        "generate_image2eeg": {
+            "verb": "generate",
+            "gan": "{run_dir}/gan",
+            "features": "{run_dir}/embed_image2eeg",
+            **seed,
+        },
         "evaluate": {
-            "features": "{run_dir}/embed_triplet", "align": "{run_dir}/align", "aligned_features": "{run_dir}/embed",
-            "generated": "{run_dir}/generate", "generated_shuffled": "{run_dir}/generate_shuffled",
-            "generated_image2eeg": "{run_dir}/generate_image2eeg", "detector": judge, **seed,
+            "features": "{run_dir}/embed_triplet",
+            "align": "{run_dir}/align",
+            "aligned_features": "{run_dir}/embed",
+            "generated": "{run_dir}/generate",
+            "generated_shuffled": "{run_dir}/generate_shuffled",
+            "generated_image2eeg": "{run_dir}/generate_image2eeg",
+            "detector": judge,
+            **seed,
         },
         "report": {"pipeline": "{run_dir}", "title": "eeg-gan demo: simulated EEG of rendered images"},
     }

@@ -34,7 +34,9 @@ class Finding:
 
 
 def run(config: Config) -> None:
-    table = Table("", "what", "fact", "cure", title=f"eeg-gan {__version__} on {platform.platform()}", title_justify="left")
+    table = Table(
+        "", "what", "fact", "cure", title=f"eeg-gan {__version__} on {platform.platform()}", title_justify="left"
+    )
     signs = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
     for finding in examine(config):
         table.add_row(signs[finding.state], escape(finding.what), escape(finding.fact), escape(finding.cure))
@@ -44,23 +46,40 @@ def run(config: Config) -> None:
 def examine(config: Config) -> Iterator[Finding]:
     """Every check in turn; a check that fails by itself is a finding too."""
     checks: tuple[Callable[[], Finding], ...] = (
-        _python, _torch, _gpu, _torchvision, _operators, _compiler, _nvcc, _open_clip, _accelerate, _slurm,
+        _python,
+        _torch,
+        _gpu,
+        _torchvision,
+        _operators,
+        _compiler,
+        _nvcc,
+        _open_clip,
+        _accelerate,
+        _slurm,
     )
     for check in checks:
         try:
             yield check()
         except Exception as error:  # a broken install must not hide the other findings
-            yield Finding(check.__name__.strip("_"), "missing", f"{type(error).__name__}: {error}", "reinstall: make install")
+            yield Finding(
+                check.__name__.strip("_"), "missing", f"{type(error).__name__}: {error}", "reinstall: make install"
+            )
     for extra, package in EXTRAS.items():
         found = importlib.util.find_spec(package) is not None
-        yield Finding(package, "ok" if found else "note", _version(package) if found else "not installed",
-                      "" if found else f"only if needed: pip install --no-build-isolation -e '.[{extra}]'")
+        yield Finding(
+            package,
+            "ok" if found else "note",
+            _version(package) if found else "not installed",
+            "" if found else f"only if needed: pip install --no-build-isolation -e '.[{extra}]'",
+        )
     yield _writable(config.run_dir)
 
 
 def _python() -> Finding:
     good = sys.version_info >= (3, 11)
-    return Finding("python", "ok" if good else "missing", platform.python_version(), "" if good else "use Python 3.11 or later")
+    return Finding(
+        "python", "ok" if good else "missing", platform.python_version(), "" if good else "use Python 3.11 or later"
+    )
 
 
 def _torch() -> Finding:
@@ -76,15 +95,21 @@ def _gpu() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("GPU", "ok", names)
     if shutil.which("nvidia-smi"):
-        return Finding("GPU", "missing", "a driver is there, but this torch cannot use it",
-                       "delete .venv and run make install again: it takes a CUDA build of torch where it sees a GPU")
+        return Finding(
+            "GPU",
+            "missing",
+            "a driver is there, but this torch cannot use it",
+            "delete .venv and run make install again: it takes a CUDA build of torch where it sees a GPU",
+        )
     return Finding("GPU", "note", "none: everything runs on the CPU")
 
 
 def _torchvision() -> Finding:
     module = torchvision_compat.load("torchvision")
     cured = bool(torchvision_compat._declared)
-    return Finding("torchvision", "ok", module.__version__ + (" (CUDA build beside a CPU torch: cured)" if cured else ""))
+    return Finding(
+        "torchvision", "ok", module.__version__ + (" (CUDA build beside a CPU torch: cured)" if cured else "")
+    )
 
 
 def _operators() -> Finding:
@@ -113,7 +138,9 @@ def _accelerate() -> Finding:
 
 def _slurm() -> Finding:
     path = shutil.which("sbatch")
-    return Finding("SLURM", "ok" if path else "note", path or "no sbatch here: jobs cannot be submitted from this machine")
+    return Finding(
+        "SLURM", "ok" if path else "note", path or "no sbatch here: jobs cannot be submitted from this machine"
+    )
 
 
 def _writable(folder: str) -> Finding:

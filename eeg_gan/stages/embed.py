@@ -62,7 +62,9 @@ def _from_images(config: Config, rt: runtime.Runtime):
             raise UserError(f"{config.loader.index} has no images, so image2eeg has nothing to read")
         first, numbers = unique_images(reader.shards, reader.split)
         embeddings = embed_images(tower, reader, first, rt.device)
-        z = over_all(lambda e: regressor.to(rt.device)(e["x"].to(rt.device)), lambda i: {"x": embeddings[i]}, len(first), 256)
+        z = over_all(
+            lambda e: regressor.to(rt.device)(e["x"].to(rt.device)), lambda i: {"x": embeddings[i]}, len(first), 256
+        )
         return z[numbers]
 
     return forward, checkpoint.tensors_digest(regressor.state_dict())

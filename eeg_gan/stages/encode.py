@@ -24,7 +24,6 @@ from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library
 from eeg_gan.training.optim import OptimConfig
 
-
 LOSS_UNIT = {"triplet": "1", "cross_entropy": "nats"}
 
 
@@ -51,7 +50,9 @@ class Config:
         if self.classes_per_batch < 2 or self.trials_per_class < 2:
             raise ValueError("a triplet needs classes_per_batch >= 2 and trials_per_class >= 2")
         if not 0 <= self.mix <= 1:
-            raise ValueError(f"mix is the weight of a second trial beside 1 of the first, so it lies in [0, 1]; got {self.mix}")
+            raise ValueError(
+                f"mix is the weight of a second trial beside 1 of the first, so it lies in [0, 1]; got {self.mix}"
+            )
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -103,15 +104,23 @@ def run(config: Config) -> None:
                 better = False
                 if last or runtime.crossed(images, batch, config.evaluate_every):
                     figures = evaluate(model.encoder, train, val, rt.device, config.seed)
-                    rt.log.scalars(images, {f"loss/train ({LOSS_UNIT[config.loss]})": loss, **{f"val/{k} (0 to 1)": v for k, v in figures.items()}})
+                    rt.log.scalars(
+                        images,
+                        {
+                            f"loss/train ({LOSS_UNIT[config.loss]})": loss,
+                            **{f"val/{k} (0 to 1)": v for k, v in figures.items()},
+                        },
+                    )
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, batch, config.checkpoint_every):
                     save(rt, config, model, optimiser, images, best, shards)
                 if stop and not last:
                     rt.leave(images)
-        rt.finish(f"validation: k-means accuracy {best['kmeans_accuracy']:.3f}, kNN {best['knn_accuracy']:.3f}, "
-                  f"linear SVM {best['svm_accuracy']:.3f}")
+        rt.finish(
+            f"validation: k-means accuracy {best['kmeans_accuracy']:.3f}, kNN {best['knn_accuracy']:.3f}, "
+            f"linear SVM {best['svm_accuracy']:.3f}"
+        )
 
 
 def build(config: Config, shards: Shards) -> Encoder:
@@ -140,7 +149,7 @@ def weights(model: Encoder) -> dict[str, nn.Module]:
 
 
 def step(rt: runtime.Runtime, net, optimiser, eeg: Tensor, labels: Tensor, part: slice, images: int) -> float:
-    """One optimiser step on this rank's part of the global batch, whose labels are all given; triplets span all of it."""
+    """One optimiser step on this rank's part of the global batch; triplets and `labels` [B] span all of it."""
     config: Config = rt.config
     optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
     output = net(eeg)
@@ -169,7 +178,9 @@ def evaluate(encoder: nn.Module, train: Reader, val: Reader, device: torch.devic
     }
 
 
-def save(rt: runtime.Runtime, config: Config, model: Encoder, optimiser, images: int, best: dict, shards: Shards) -> None:
+def save(
+    rt: runtime.Runtime, config: Config, model: Encoder, optimiser, images: int, best: dict, shards: Shards
+) -> None:
     if rt.main:
         state = {"encoder": to_dict(config.encoder), "data": about_data(shards), "best": best}
         checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)

@@ -126,8 +126,9 @@ def lda(context: Context) -> Metrics:
     chance = float(np.bincount(test.labels).max() / test.n)
     return {
         "lda/accuracy": context.mean(right.astype(float), chance),
-        "lda/balanced_accuracy": record(embedding.balanced_accuracy(right, test.labels),
-                                        chance=1 / len(context.shards.card.class_names), n=test.n),
+        "lda/balanced_accuracy": record(
+            embedding.balanced_accuracy(right, test.labels), chance=1 / len(context.shards.card.class_names), n=test.n
+        ),
     }
 
 
@@ -146,15 +147,19 @@ def aligned(context: Context) -> Metrics:
     rank_in_class, size = retrieval.within_class_ranks(query, gallery, target, labels)
     n = len(gallery)
     nearest = (torch.from_numpy(query) @ torch.from_numpy(gallery).T).topk(min(5, n)).indices
-    context.details |= {"gallery_trials": torch.tensor(first), "retrieval_ranks": torch.from_numpy(rank),
-                        "retrieval_top5": nearest}
+    context.details |= {
+        "gallery_trials": torch.tensor(first),
+        "retrieval_ranks": torch.from_numpy(rank),
+        "retrieval_top5": nearest,
+    }
     found = {
         f"align/retrieval_top{k}": context.mean(retrieval.top_k(rank, k).astype(float), min(k / n, 1.0))
         for k in (1, 5, 10)
     }
     within = {
         f"align/retrieval_top{k}_within_class": context.mean(
-            retrieval.top_k(rank_in_class, k).astype(float), float(retrieval.chance_top_k(size, k).mean()))
+            retrieval.top_k(rank_in_class, k).astype(float), float(retrieval.chance_top_k(size, k).mean())
+        )
         for k in (1, 5)
     }
     class_hit = (labels[(query @ gallery.T).argmax(1)] == reader.labels).astype(float)

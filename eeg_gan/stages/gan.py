@@ -52,7 +52,9 @@ class Config:
         if self.batch < 2 or self.total_images < 1 or self.r1_every < 1:
             raise ValueError("batch must be 2 or more, total_images and r1_every 1 or more")
         if self.batch % self.discriminator.mbstd_group:
-            raise ValueError(f"discriminator.mbstd_group={self.discriminator.mbstd_group} must divide batch={self.batch}")
+            raise ValueError(
+                f"discriminator.mbstd_group={self.discriminator.mbstd_group} must divide batch={self.batch}"
+            )
         if not 0 <= self.condition_noise <= 1:
             raise ValueError(f"condition_noise is a fraction, so it must lie in [0, 1]; got {self.condition_noise}")
 
@@ -93,11 +95,15 @@ def run(config: Config) -> None:
                 real = to_float(train.batch(indices)["image"].to(rt.device))
                 c_real = noisy(conditions[torch.as_tensor(indices)], config, "real", images).to(rt.device)
 
-                means.add(step_discriminator(players, real, c_real, Fakes(config, players, conditions, "d", images), images))
+                means.add(
+                    step_discriminator(players, real, c_real, Fakes(config, players, conditions, "d", images), images)
+                )
                 if (images // config.batch) % config.r1_every == 0:
                     means.add(step_r1(players, real, c_real, config, images))
                 means.add(step_generator(players, Fakes(config, players, conditions, "g", images)))
-                ema.update(players.average, players.g, ema.beta_at(images, config.batch, config.ema_half_life, config.ema_ramp))
+                ema.update(
+                    players.average, players.g, ema.beta_at(images, config.batch, config.ema_half_life, config.ema_ramp)
+                )
                 images += config.batch
                 if (images // config.batch) % config.augment.every == 0:
                     players.augment.update(config.batch * config.augment.every)
@@ -115,7 +121,7 @@ def run(config: Config) -> None:
 
 
 class Fakes:
-    """What one batch of generated images is made from: drawn for the global batch, of which this rank takes its part."""
+    """What one batch of fakes is made from: drawn for the global batch, of which this rank takes its part."""
 
     def __init__(self, config: Config, players: Players, conditions: Tensor, who: str, images: int):
         self.config, self.who, self.images, self.part = config, who, images, own_part(config.batch)
@@ -124,7 +130,9 @@ class Fakes:
         self.z = torch.randn(config.batch, config.generator.z_dim, generator=generator)[self.part].to(self.device)
         picked = torch.randint(len(conditions), (config.batch,), generator=self.stream("condition"))[self.part]
         self.c = noisy(conditions[picked], config, f"fake-{who}", images).to(self.device)
-        self.noise = [n[self.part].to(self.device) for n in players.g.draw_noise(self.stream("layer-noise"), config.batch)]
+        self.noise = [
+            n[self.part].to(self.device) for n in players.g.draw_noise(self.stream("layer-noise"), config.batch)
+        ]
 
     def stream(self, purpose: str) -> torch.Generator:
         return generator_at(self.config.seed, f"{purpose}-{self.who}", self.images)
@@ -143,8 +151,12 @@ def step_discriminator(players: Players, real: Tensor, c_real: Tensor, fakes: Fa
     loss = discriminator_loss(real_logits, fake_logits)
     _step(players.d, players.d_optimiser, loss)
     players.augment.observe(real_logits.detach())
-    return {"loss/D (nats)": loss, "logit/real (nats)": real_logits.mean(), "logit/fake (nats)": fake_logits.mean(),
-            "sign/real (-1 to 1)": real_logits.sign().mean()}
+    return {
+        "loss/D (nats)": loss,
+        "logit/real (nats)": real_logits.mean(),
+        "logit/fake (nats)": fake_logits.mean(),
+        "sign/real (-1 to 1)": real_logits.sign().mean(),
+    }
 
 
 def step_r1(players: Players, real: Tensor, c_real: Tensor, config: Config, images: int) -> dict[str, Tensor]:
@@ -199,10 +211,17 @@ def build(config: Config, resolution: int, c_dim: int, device: torch.device) -> 
     average = copy.deepcopy(g).eval().requires_grad_(False)
     lazy = config.r1_every / (config.r1_every + 1)  # R1 has steps of its own: D moves (r + 1) times in r batches
     return Players(
-        g, d, average,
-        torch.optim.Adam(g.parameters(), lr=config.g_optim.lr, betas=(float(config.g_optim.beta1), float(config.g_optim.beta2))),
-        torch.optim.Adam(d.parameters(), lr=config.d_optim.lr * lazy,
-                         betas=(float(config.d_optim.beta1) ** lazy, float(config.d_optim.beta2) ** lazy)),
+        g,
+        d,
+        average,
+        torch.optim.Adam(
+            g.parameters(), lr=config.g_optim.lr, betas=(float(config.g_optim.beta1), float(config.g_optim.beta2))
+        ),
+        torch.optim.Adam(
+            d.parameters(),
+            lr=config.d_optim.lr * lazy,
+            betas=(float(config.d_optim.beta1) ** lazy, float(config.d_optim.beta2) ** lazy),
+        ),
         Adaptive(config.augment),
     )
 
@@ -216,7 +235,7 @@ def optimisers(players: Players) -> dict[str, torch.optim.Optimizer]:
 
 
 class Fixed:
-    """A grid of validation pictures and of what the generator makes of their trials; never part of the training stream."""
+    """Validation pictures and what the generator makes of their trials; never part of the training stream."""
 
     def __init__(self, shards: Shards, known: features.Features, config: Config, count: int = 16):
         reader = Reader(shards, "val", config.loader.cache_mb)
@@ -274,4 +293,6 @@ def _check(config: Config, shards: Shards, known: features.Features) -> None:
     if not shards.has_images:
         raise UserError(f"{config.loader.index} has no images; a generator needs data with images")
     if known.meta["split_digest"] != shards.split_digest:
-        raise UserError(f"{config.features} was made on another split than {config.loader.index}; run embed again on it")
+        raise UserError(
+            f"{config.features} was made on another split than {config.loader.index}; run embed again on it"
+        )

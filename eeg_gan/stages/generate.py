@@ -76,7 +76,7 @@ def chosen_trials(config: Config, known: features.Features) -> tuple[list[str], 
 
 
 def draw(generator, config: Config, numbers: list[int], conditions: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W]; the z of an image depends on its number alone, so any machine layout gives the same picture."""
+    """uint8 [B, 3, H, W]; an image's z depends on its number alone, so any machine layout gives the same picture."""
     device = next(generator.parameters()).device
     z = torch.stack([torch.randn(generator.z_dim, generator=generator_at(config.seed, "z", n)) for n in numbers])
     c = conditions[[n // config.per_trial for n in numbers]]
@@ -90,15 +90,22 @@ def name(keys: list[str], config: Config, number: int) -> str:
 
 
 def _write_manifest(run_dir: Path, config: Config, keys: list[str], state: dict) -> None:
-    checkpoint.write_json(run_dir / "manifest.json", {
-        "gan": config.gan, "condition": config.condition, "psi": config.psi, "seed": config.seed,
-        "confounded": state["data"]["confounded"],
-        "images": [{"key": keys[n // config.per_trial], "number": n, "file": f"images/{name(keys, config, n)}.png"}
-                   for n in range(len(keys) * config.per_trial)],
-    })
+    checkpoint.write_json(
+        run_dir / "manifest.json",
+        {
+            "gan": config.gan,
+            "condition": config.condition,
+            "psi": config.psi,
+            "seed": config.seed,
+            "confounded": state["data"]["confounded"],
+            "images": [
+                {"key": keys[n // config.per_trial], "number": n, "file": f"images/{name(keys, config, n)}.png"}
+                for n in range(len(keys) * config.per_trial)
+            ],
+        },
+    )
 
 
 def _write_grid(run_dir: Path, images: list[Tensor]) -> None:
     shown = torch.stack(images[:: max(1, len(images) // 64)][:64])
     Image.fromarray(grid(shown, 8).permute(1, 2, 0).numpy()).save(run_dir / "grid.png")
-

@@ -62,8 +62,11 @@ def run(config: Config) -> None:
         train, val = (pairs(rt, shards, split, tower, known) for split in ("train", "val"))
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
-        sizes = {"embedding_dim": train.embedding_NE.shape[1], "dim": train.target_ND.shape[1],
-                 "n_subjects": int(train.subject_N.max()) + 1}
+        sizes = {
+            "embedding_dim": train.embedding_NE.shape[1],
+            "dim": train.target_ND.shape[1],
+            "n_subjects": int(train.subject_N.max()) + 1,
+        }
         model = ImageToEEG(sizes["embedding_dim"], sizes["dim"], config.regressor, sizes["n_subjects"]).to(rt.device)
         optimiser = optim.build(model.parameters(), config.optim)
         images, state = checkpoint.resume(rt.run_dir, {"regressor": model}, {"optimiser": optimiser})
@@ -88,9 +91,16 @@ def run(config: Config) -> None:
                     best = {"images": images, "cosine": cosine} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
                     if rt.main:
-                        state = {"regressor": to_dict(config.regressor), "tower": to_dict(config.tower), **sizes,
-                                 "data": about_data(shards), "best": best}
-                        checkpoint.save_run(rt.run_dir, images, {"regressor": model}, {"optimiser": optimiser}, state, "cosine")
+                        state = {
+                            "regressor": to_dict(config.regressor),
+                            "tower": to_dict(config.tower),
+                            **sizes,
+                            "data": about_data(shards),
+                            "best": best,
+                        }
+                        checkpoint.save_run(
+                            rt.run_dir, images, {"regressor": model}, {"optimiser": optimiser}, state, "cosine"
+                        )
                     barrier()
                 if stop and not last:
                     rt.leave(images)

@@ -37,6 +37,8 @@ def run(config: Config) -> None:
     (folder / "images").mkdir(exist_ok=True)
     (folder / "dataset.yaml").write_text(CARD)
     (folder / "trials.csv").write_text(TRIALS)
-    print(f"{folder}/dataset.yaml and trials.csv are written. Fill them in, put one float array [channels, samples] in\n"
-          f"microvolt per trial into {folder}/eeg, the pictures into {folder}/images, and then:\n"
-          f"    eeg-gan prepare configs/prepare/folder.yaml source.path={folder} run_dir=runs/my-data")
+    print(
+        f"{folder}/dataset.yaml and trials.csv are written. Fill them in, put one float array [channels, samples] in\n"
+        f"microvolt per trial into {folder}/eeg, the pictures into {folder}/images, and then:\n"
+        f"    eeg-gan prepare configs/prepare/folder.yaml source.path={folder} run_dir=runs/my-data"
+    )

@@ -24,7 +24,9 @@ class Config:
 
     def __post_init__(self):
         if not self.stages:
-            raise ValueError("stages is empty; name at least one, for example `stages: {prepare: {source: {name: simulated}}}`")
+            raise ValueError(
+                "stages is empty; name at least one, for example `stages: {prepare: {source: {name: simulated}}}`"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ def resolve(run_dir: str, stages: dict[str, dict[str, Any] | None]) -> list[Step
 def _resolve_one(run_dir: str, name: str, values: dict[str, Any]) -> Step:
     verb = values.pop("verb", name)
     if verb not in VERBS:
-        raise UserError(f"stages.{name}: there is no verb {verb!r} in a pipeline; give `verb:` one of {', '.join(VERBS)}")
+        raise UserError(
+            f"stages.{name}: there is no verb {verb!r} in a pipeline; give `verb:` one of {', '.join(VERBS)}"
+        )
     module = importlib.import_module(f"eeg_gan.stages.{verb}")
     values = {"run_dir": f"{run_dir}/{name}", **_substituted(values, run_dir)}
     if "loader" in {f.name for f in fields(module.Config)}:

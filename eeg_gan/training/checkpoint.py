@@ -1,7 +1,7 @@
 """Checkpoints: folders that appear whole or not at all, of safetensors and JSON. No pickle is written or read.
 
-    run_dir/checkpoint-00000012800/  NAME.safetensors ...  state.json {images, files: {name: sha256}, meta, ...}
-    run_dir/best.json                {checkpoint, metric, value}
+run_dir/checkpoint-00000012800/  NAME.safetensors ...  state.json {images, files: {name: sha256}, meta, ...}
+run_dir/best.json                {checkpoint, metric, value}
 """
 
 import hashlib
@@ -41,7 +41,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        files = {name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in checkpoint.tensors.items()}
+        files = {
+            name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in checkpoint.tensors.items()
+        }
         write_json(partial / "state.json", {"images": checkpoint.images, "files": files, **checkpoint.state})
         if final.exists():  # the same state again, after a restart that had nothing left to do
             shutil.rmtree(final)

@@ -16,7 +16,8 @@ def over_all(forward: Callable[[dict], Tensor], fetch: Callable[[list[int]], dic
     """
     first, last = rank() * total // world_size(), (rank() + 1) * total // world_size()
     parts = [
-        forward(fetch(list(range(start, min(start + batch, last))))).float().cpu() for start in range(first, last, batch)
+        forward(fetch(list(range(start, min(start + batch, last))))).float().cpu()
+        for start in range(first, last, batch)
     ]
     if world_size() == 1:
         return torch.cat(parts)

@@ -73,8 +73,15 @@ class Bar:
         self.began = self.spoken = time.monotonic()
         self.progress = None
         if active and console.is_terminal:
-            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
             self.progress = Progress(*columns, console=console, transient=True)
             self.task = self.progress.add_task(label, total=total, completed=start, note="")
             self.progress.start()

@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal raises a flag, the loop saves at its next step boundary and leaves with exit code 75."""
+"""Being asked to stop: a signal raises a flag; the loop saves at the next step and leaves with exit code 75."""
 
 import contextlib
 import logging

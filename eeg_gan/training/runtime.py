@@ -122,8 +122,9 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     claim(run_dir, verb, config)
     with _lock(run_dir), watch() as flag:
         runtime = Runtime(verb, config, run_dir, accelerator, flag)
-        runtime.record.update(verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(),
-                              processes=world_size())
+        runtime.record.update(
+            verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
+        )
         if runtime.done:
             log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
         try:

@@ -84,13 +84,15 @@ def read_windows(path: Path) -> tuple[np.ndarray, list[Trial]]:
         for start in window_starts(labels[begin:end], HOP[split]):
             cut = volts[begin + start - MARGIN : begin + start + WINDOW + MARGIN].astype(np.float64)
             windows.append(((cut - cut.mean(0)) * 1e6).T.astype(np.float32))  # offsets reach volts: digits are lost
-            trials.append({
-                "label": PICTURES[int(labels[begin + start])],
-                "subject": subject_of(name),
-                "recording": name,
-                "split": split,
-                "onset": f"{start / RATE:.3f}",
-            })
+            trials.append(
+                {
+                    "label": PICTURES[int(labels[begin + start])],
+                    "subject": subject_of(name),
+                    "recording": name,
+                    "split": split,
+                    "onset": f"{start / RATE:.3f}",
+                }
+            )
     return np.stack(windows), trials
 
 

@@ -27,12 +27,15 @@ def encode(index, run_dir, *words):
     return ["encode", debug("encode"), f"loader.index={index}", f"run_dir={run_dir}", *words]
 
 
-@pytest.mark.parametrize("word, said", [
-    ("optm.lr=1", "did you mean optim"),
-    ("optim.lr=fast", "optim.lr: input should be a valid number"),
-    ("encoder.name=ltsm", "did you mean lstm"),
-    ("loss=tripelt", "did you mean triplet"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("optm.lr=1", "did you mean optim"),
+        ("optim.lr=fast", "optim.lr: input should be a valid number"),
+        ("encoder.name=ltsm", "did you mean lstm"),
+        ("loss=tripelt", "did you mean triplet"),
+    ],
+)
 def test_config_mistakes(capsys, tmp_path, word, said):
     assert said in refused(capsys, encode("nowhere.json", tmp_path / "e", word))
     assert not (tmp_path / "e").exists(), "a config that is refused leaves no run directory"
@@ -110,8 +113,11 @@ def test_read_only_mount(capsys, runs, tmp_path):
     tried = subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", mount.format(place, "true")])
     if tried.returncode:
         pytest.skip("this sandbox may not mount a file system of its own")
-    done = subprocess.run(["unshare", "--mount", "--map-root-user", "sh", "-c", mount.format(place, command)],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", mount.format(place, command)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "Read-only file system" in done.stderr, done.stderr
 
 
@@ -119,10 +125,12 @@ def test_disk_full_while_saving_loses_nothing(runs, tmp_path):
     words = ["gan", debug("gan"), f"run_dir={tmp_path}/g", *commands(runs)["gan"]]
     assert cli.main([*words, "stop_after=64"]) == 75
     full = subprocess.run(
-        [sys.executable, "-m", "eeg_gan", *words], capture_output=True, text=True,
+        [sys.executable, "-m", "eeg_gan", *words],
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert full.returncode == 2, full.stderr
     assert "could not be saved" in full.stderr and "Traceback" not in full.stderr, full.stderr
     assert checkpoint.newest(tmp_path / "g").images == 64 and not list((tmp_path / "g").glob("checkpoint*.partial"))

@@ -1,4 +1,4 @@
-"""The demo at a size that says nothing about its figures: every part runs, goes on after Ctrl-C, and knows when it is done."""
+"""The demo, too small for its figures to mean a thing: it goes on after Ctrl-C and knows when it is done."""
 
 import json
 import os
@@ -11,11 +11,29 @@ from test_resume import wait_for
 
 from eeg_gan import cli
 
-SMALL = ["image_size=16", "images_per_class=10", "subjects=2", "encode_images=200", "align_images=400", "image2eeg_images=256",
-         "gan_images=128", "judge_steps=3", "tower_steps=3"]  # fmt: skip
-WANTED = ["encode/kmeans_accuracy", "encode/knn_accuracy", "demo/lda_accuracy", "align/retrieval_top1",
-          "align/retrieval_top1_within_class", "generate/class_accuracy", "generate/class_accuracy_shuffled_eeg",
-          "generate/class_accuracy_real", "demo/seconds", "demo/peak_memory_gb"]  # fmt: skip
+SMALL = [
+    "image_size=16",
+    "images_per_class=10",
+    "subjects=2",
+    "encode_images=200",
+    "align_images=400",
+    "image2eeg_images=256",
+    "gan_images=128",
+    "judge_steps=3",
+    "tower_steps=3",
+]
+WANTED = [
+    "encode/kmeans_accuracy",
+    "encode/knn_accuracy",
+    "demo/lda_accuracy",
+    "align/retrieval_top1",
+    "align/retrieval_top1_within_class",
+    "generate/class_accuracy",
+    "generate/class_accuracy_shuffled_eeg",
+    "generate/class_accuracy_real",
+    "demo/seconds",
+    "demo/peak_memory_gb",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +41,12 @@ def demo(tmp_path_factory):
     """A small demo that was interrupted in its third stage and then continued."""
     run_dir = tmp_path_factory.mktemp("demo") / "run"
     words = ["demo", f"run_dir={run_dir}", *SMALL]
-    process = subprocess.Popen([sys.executable, "-m", "eeg_gan", *words], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eeg_gan", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for(lambda: (run_dir / "audit" / "run.json").exists(), process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -23,9 +23,16 @@ from eeg_gan.stages.report_tables import test_reads as count_test_reads
 
 N = {"train": 12, "val": 4, "test": 12}
 AUDIT = {
-    "verdict": "clean", "reasons": [], "notes": ["a note on time"], "overlaps": {"stimulus": {"train/test": 0}},
-    "windows": {"train/test": 0}, "duplicate_images": {"train/test": 0}, "duplicate_eeg": {"train/test": 0},
-    "time_control": {"value": 0.5, "chance": 0.5, "p": 0.4, "n": 12}, "counts": N, "design": "event-randomised",
+    "verdict": "clean",
+    "reasons": [],
+    "notes": ["a note on time"],
+    "overlaps": {"stimulus": {"train/test": 0}},
+    "windows": {"train/test": 0},
+    "duplicate_images": {"train/test": 0},
+    "duplicate_eeg": {"train/test": 0},
+    "time_control": {"value": 0.5, "chance": 0.5, "p": 0.4, "n": 12},
+    "counts": N,
+    "design": "event-randomised",
     "shuffled_labels": {"value": 0.4, "low": 0.2, "high": 0.6, "chance": 0.5, "n": 12},
     "split_policy": {"by": "stimulus", "seed": 3},
 }
@@ -72,17 +79,29 @@ def write_pictures(folder, stage, make):
 
 
 def write_evaluation(folder):
-    names = ("encode/kmeans_accuracy", "encode/knn_accuracy", "lda/accuracy", "align/retrieval_top1",
-             "generate/class_accuracy", "generate/class_accuracy_real")
+    names = (
+        "encode/kmeans_accuracy",
+        "encode/knn_accuracy",
+        "lda/accuracy",
+        "align/retrieval_top1",
+        "generate/class_accuracy",
+        "generate/class_accuracy_real",
+    )
     metrics = {name: record(0.61, 0.5, 0.7, 0.5, 12) for name in names}
     write_json(folder / "evaluate" / "metrics.json", metrics | {"generate/fid[demo-classifier]": record(31.25, n=12)})
     write_json(folder / "evaluate" / "run.json", {"seconds": 2.0, "reads": {"train": 1, "test": 1}, "torch": "2.x"})
     labels = torch.tensor([i // 2 % 2 for i in range(12)])
-    save_file({
-        "labels": labels, "knn_predicted": labels.clone(), "generated_predicted": labels.clone(),
-        "gallery_trials": torch.arange(0, 12, 2), "retrieval_ranks": torch.arange(12) // 2,
-        "retrieval_top5": torch.arange(5).repeat(12, 1),
-    }, folder / "evaluate" / "details.safetensors")
+    save_file(
+        {
+            "labels": labels,
+            "knn_predicted": labels.clone(),
+            "generated_predicted": labels.clone(),
+            "gallery_trials": torch.arange(0, 12, 2),
+            "retrieval_ranks": torch.arange(12) // 2,
+            "retrieval_top5": torch.arange(5).repeat(12, 1),
+        },
+        folder / "evaluate" / "details.safetensors",
+    )
 
 
 def pipeline(folder, **data):
@@ -154,7 +173,7 @@ def test_report_is_made_again_for_new_results_only(tmp_path):
 def test_missing_parts_are_named(tmp_path):
     write_data(tmp_path)
     html = made(tmp_path)
-    absent = html[html.index("Not in this report"):]
+    absent = html[html.index("Not in this report") :]
     for heading in ("Seen and reconstructed", "Map of the EEG features", "Main results", "Training", "Split and audit"):
         assert f"<b>{heading}</b>" in absent
     assert "audit/audit.json is missing" in absent and "not audited" in html and "no metrics yet" in html

@@ -57,8 +57,12 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, runs, caplog):
 
 def test_sigterm_saves_and_leaves_with_75(tmp_path, runs):
     words = ["gan", debug("gan"), f"run_dir={tmp_path}/g", *commands(runs)["gan"], "total_images=1_000_000"]
-    process = subprocess.Popen([sys.executable, "-m", "eeg_gan", *words], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eeg_gan", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for(lambda: (tmp_path / "g" / "checkpoint-00000000064").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)

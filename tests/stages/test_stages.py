@@ -9,9 +9,9 @@ from conftest import ROOT, commands, debug
 
 from eeg_gan import cli
 from eeg_gan.config import load
-from eeg_gan.stages.loading import keys_of, read_generated
 from eeg_gan.data import features
 from eeg_gan.data.shards import Shards
+from eeg_gan.stages.loading import keys_of, read_generated
 from eeg_gan.training.log import read_stats
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml"))
@@ -46,14 +46,30 @@ def test_training_stages_log_scalars_with_units_and_the_config(runs, verb):
 
 def test_encode_learns(tmp_path, runs):
     index = f"loader.index={runs}/prepare/index.json"
-    assert cli.main(["encode", debug("encode"), index, f"run_dir={tmp_path}/e", "total_images=960", "loss=cross_entropy",
-                     "encoder.dropout=0", "optim.lr=3e-3", "mix=0.5"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "encode",
+                debug("encode"),
+                index,
+                f"run_dir={tmp_path}/e",
+                "total_images=960",
+                "loss=cross_entropy",
+                "encoder.dropout=0",
+                "optim.lr=3e-3",
+                "mix=0.5",
+            ]
+        )
+        == 0
+    )
     losses = [row["loss/train (nats)"] for row in read_stats(tmp_path / "e")]
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("word", ["triplet.mining=semi_hard", "loss=cross_entropy", "encoder.name=lstm", "encoder.name=cnn",
-                                  "encoder.name=erp"])  # fmt: skip
+@pytest.mark.parametrize(
+    "word",
+    ["triplet.mining=semi_hard", "loss=cross_entropy", "encoder.name=lstm", "encoder.name=cnn", "encoder.name=erp"],
+)
 def test_encode_variants_run(tmp_path, runs, word):
     small = ["encoder.hidden=8", "encoder.layers=1", "encoder.widths=[4,8]", "total_images=32"]
     words = [f"loader.index={runs}/prepare/index.json", f"run_dir={tmp_path}/e", word, *small]
@@ -61,7 +77,12 @@ def test_encode_variants_run(tmp_path, runs, word):
 
 
 def test_a_trained_tower_moves_and_a_frozen_one_is_cached(tmp_path, runs):
-    words = [f"loader.index={runs}/prepare/index.json", f"encoder={runs}/encode", "total_images=64", f"run_dir={tmp_path}/a"]
+    words = [
+        f"loader.index={runs}/prepare/index.json",
+        f"encoder={runs}/encode",
+        "total_images=64",
+        f"run_dir={tmp_path}/a",
+    ]
     assert cli.main(["align", debug("align"), *words, "tower.frozen=false"]) == 0
     assert list((tmp_path / "a").glob("checkpoint-*/tower.safetensors"))
     assert list((runs / "align").glob("tower-val-*.safetensors")) and not list((tmp_path / "a").glob("tower-val-*"))
@@ -75,7 +96,13 @@ def test_features_cover_every_split_as_unit_vectors(runs):
 
 def test_generated_pictures_do_not_depend_on_the_batch(tmp_path, runs):
     for batch in (5, 64):
-        words = [f"gan={runs}/gan", f"features={runs}/embed", f"run_dir={tmp_path}/{batch}", f"batch={batch}", "per_trial=2"]
+        words = [
+            f"gan={runs}/gan",
+            f"features={runs}/embed",
+            f"run_dir={tmp_path}/{batch}",
+            f"batch={batch}",
+            "per_trial=2",
+        ]
         assert cli.main(["generate", debug("generate"), *words]) == 0
     (keys, few), (_, many) = read_generated(tmp_path / "5"), read_generated(tmp_path / "64")
     assert len(keys) == 48 and few.shape == (48, 3, 16, 16)
@@ -103,9 +130,16 @@ def test_training_refuses_the_test_split_and_readings_are_counted(runs):
 
 def test_metrics_are_flat_records(runs):
     metrics = json.loads((runs / "evaluate" / "metrics.json").read_text())
-    for name in ("encode/kmeans_accuracy", "encode/knn_accuracy", "lda/accuracy", "align/retrieval_top1",
-                 "align/retrieval_top1_within_class", "generate/class_accuracy", "generate/class_accuracy_real",
-                 "generate/fid[demo-classifier]"):  # fmt: skip
+    for name in (
+        "encode/kmeans_accuracy",
+        "encode/knn_accuracy",
+        "lda/accuracy",
+        "align/retrieval_top1",
+        "align/retrieval_top1_within_class",
+        "generate/class_accuracy",
+        "generate/class_accuracy_real",
+        "generate/fid[demo-classifier]",
+    ):
         assert metrics[name].keys() == {"value", "low", "high", "chance", "n"}, name
     top1 = metrics["align/retrieval_top1"]
     assert top1["low"] <= top1["value"] <= top1["high"] and top1["chance"] == pytest.approx(1 / 8) and top1["n"] == 24

@@ -18,10 +18,21 @@ def recorded(order, subjects=2):
     metas = []
     for s in range(subjects):
         for n, (c, i) in enumerate(order(s)):
-            metas.append(complete({
-                "key": f"s{s}-c{c}-i{i}", "label": c, "subject": f"s{s}", "recording": f"r{s}", "block": str(n // 20),
-                "onset_s": 2.0 * n, "tmin_s": 0.0, "sfreq": 100.0, "stimulus": f"c{c}-i{i}",
-            }))
+            metas.append(
+                complete(
+                    {
+                        "key": f"s{s}-c{c}-i{i}",
+                        "label": c,
+                        "subject": f"s{s}",
+                        "recording": f"r{s}",
+                        "block": str(n // 20),
+                        "onset_s": 2.0 * n,
+                        "tmin_s": 0.0,
+                        "sfreq": 100.0,
+                        "stimulus": f"c{c}-i{i}",
+                    }
+                )
+            )
     return metas
 
 

@@ -43,17 +43,20 @@ def test_overrides_reach_every_type():
     assert load(Outer, None, ["path=007"]).path == "007"  # text stays as typed
 
 
-@pytest.mark.parametrize("word, said", [
-    ("optm.lr=1", "unknown key optm; did you mean optim?"),
-    ("optim.rl=1", "unknown key optim.rl; did you mean optim.lr?"),
-    ("kind=cnm", "did you mean cnn?"),
-    ("optim.lr=fast", "optim.lr"),
-    ("optim.lr=-1", "lr must be positive; got -1"),
-    ("optim.lr=true", "expected a number, got true"),
-    ("steps=1.5", "steps"),
-    ("optim=3", "optim is a group of keys, but 3 was given"),
-    ("steps", "key=value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("optm.lr=1", "unknown key optm; did you mean optim?"),
+        ("optim.rl=1", "unknown key optim.rl; did you mean optim.lr?"),
+        ("kind=cnm", "did you mean cnn?"),
+        ("optim.lr=fast", "optim.lr"),
+        ("optim.lr=-1", "lr must be positive; got -1"),
+        ("optim.lr=true", "expected a number, got true"),
+        ("steps=1.5", "steps"),
+        ("optim=3", "optim is a group of keys, but 3 was given"),
+        ("steps", "key=value"),
+    ],
+)
 def test_mistakes_are_one_clear_line(word, said):
     with pytest.raises(UserError) as error:
         loaded(word)

@@ -63,8 +63,12 @@ def test_file_per_trial(folder):
 
 
 def test_one_file_with_index(folder):
-    one_file(folder, np.arange(3.0)[:, None, None] * np.ones((3, 2, 8)), ("index", "label", "subject"),
-             [(2, "cat", "s1"), (0, "dog", "s1")])
+    one_file(
+        folder,
+        np.arange(3.0)[:, None, None] * np.ones((3, 2, 8)),
+        ("index", "label", "subject"),
+        [(2, "cat", "s1"), (0, "dog", "s1")],
+    )
     source = Folder(folder)
     assert source.eeg(0)[0, 0] == 2 and source.eeg(1)[0, 0] == 0 and source.image(0) is None
     assert source.card.pairing == "none"

@@ -22,9 +22,7 @@ def naive(x, f, up, down, pads, flip, gain):
     z = big[:, :, 20 - y0 : big.shape[2] - 20 + y1, 20 - x0 : big.shape[3] - 20 + x1]
     f = f if flip else f.flip((0, 1))
     rows, columns = z.shape[2] - f.shape[0] + 1, z.shape[3] - f.shape[1] + 1
-    out = sum(
-        f[i, j] * z[:, :, i : i + rows, j : j + columns] for i in range(f.shape[0]) for j in range(f.shape[1])
-    )
+    out = sum(f[i, j] * z[:, :, i : i + rows, j : j + columns] for i in range(f.shape[0]) for j in range(f.shape[1]))
     return gain * out[:, :, :: down[1], :: down[0]]
 
 

@@ -15,11 +15,22 @@ def card(design="event-randomised"):
 def trials(classes=4, stimuli=10, repeats=2, subjects=2):
     """Every subject sees every stimulus `repeats` times; a block per class and session."""
     return [
-        complete({
-            "key": f"s{s}-c{c}-i{i}-r{r}", "label": c, "subject": f"s{s}", "session": str(r), "block": str(c),
-            "recording": f"s{s}-{r}", "stimulus": f"c{c}-i{i}", "concept": f"c{c}-{i // 2}",
-        })
-        for s in range(subjects) for r in range(repeats) for c in range(classes) for i in range(stimuli)
+        complete(
+            {
+                "key": f"s{s}-c{c}-i{i}-r{r}",
+                "label": c,
+                "subject": f"s{s}",
+                "session": str(r),
+                "block": str(c),
+                "recording": f"s{s}-{r}",
+                "stimulus": f"c{c}-i{i}",
+                "concept": f"c{c}-{i // 2}",
+            }
+        )
+        for s in range(subjects)
+        for r in range(repeats)
+        for c in range(classes)
+        for i in range(stimuli)
     ]
 
 

@@ -61,7 +61,9 @@ def test_a_signal_raises_the_flag_and_the_second_interrupts():
 
 def test_run_directory_is_claimed_by_one_config(tmp_path):
     runtime.claim(tmp_path / "r", "encode", Config(str(tmp_path / "r")))
-    runtime.claim(tmp_path / "r", "encode", Config(str(tmp_path / "r"), total_images=20))  # a longer run is the same run
+    runtime.claim(
+        tmp_path / "r", "encode", Config(str(tmp_path / "r"), total_images=20)
+    )  # a longer run is the same run
     with pytest.raises(UserError, match="lr: 1.0 -> 2.0"):
         runtime.claim(tmp_path / "r", "encode", Config(str(tmp_path / "r"), lr=2.0))
 

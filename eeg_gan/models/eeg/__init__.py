@@ -21,13 +21,17 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    name: Literal["lstm", "cnn", "tsconv", "erp"] = "lstm"  # lstm and cnn are the paper's, tsconv is NICE's, erp is ours
+    name: Literal["lstm", "cnn", "tsconv", "erp"] = (
+        "lstm"  # lstm and cnn are the paper's, tsconv is NICE's, erp is ours
+    )
     dim: int = 128  # length of the feature vector
     hidden: int = 128  # lstm: units of each layer
     layers: int = 4  # lstm: stacked layers
     widths: tuple[int, ...] = (128, 256, 512, 1024)  # cnn: channels of each block
     filters: int = 40  # tsconv, erp: spatial and temporal filters
-    dropout: float | None = None  # cnn, tsconv, erp; null is the encoder's own (0.05, 0.5, 0.2); 0 makes 1 and N processes equal
+    dropout: float | None = (
+        None  # cnn, tsconv, erp; null is the encoder's own (0.05, 0.5, 0.2); 0 makes 1 and N processes equal
+    )
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
 
     def __post_init__(self):
