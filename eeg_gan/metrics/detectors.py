@@ -1,6 +1,7 @@
 """Networks that judge images: features for distances between sets, logits for the class of what was generated."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,22 +144,25 @@ def fit_classifier(
     batch: int = 64,
     lr: float = 2e-3,
     seed: int = 0,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> nn.Module:
     """Trains `model` on uint8 images [N, 3, H, W] and labels [N] with light augmentation; left in evaluation mode.
 
-    The order, shifts and noise are functions of the seed; the weights' start is the caller's.
+    Order, shifts and noise are functions of the seed; the weights' start is the caller's. `after_step` is told how many
+    steps are done.
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(steps, 2))
     model.train()
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         own = torch.randint(len(images), (batch,), generator=generator)
         logits = model(augmented(images[own.to(images.device)], generator).to(device))[1]
         optimiser.zero_grad()
         F.cross_entropy(logits, labels[own.to(labels.device)].to(device)).backward()
         optimiser.step()
         schedule.step()
+        after_step(step)
     return model.eval()
 
 

@@ -38,28 +38,32 @@ def run(config: Config) -> None:
         rt.inputs(shards=shards.digest)
         rt.reads(("train", "val", "test"))
         readers = {split: Reader(shards, split, config.loader.cache_mb) for split in ("train", "val", "test")}
-        eeg = {split: reader.eeg_all().numpy() for split, reader in readers.items()}
-        rt.check_stop()
-        digests = {split: [audit.eeg_digest(x) for x in own] for split, own in eeg.items()}
-        metas = {split: shards.metas(split) for split in readers}
-        duration_s = shards.n_times / shards.preprocessing["sfreq"]
-        found = audit.report(
-            metas, shards.card, shards.split_policy, duration_s, config.seed, digests, config.permutations
-        )
-        found["shuffled_labels"] = shuffled_labels(eeg, readers, config.seed)
+        with rt.bar(3) as bar:
+            eeg = {split: reader.eeg_all().numpy() for split, reader in readers.items()}
+            bar.update(1)
+            rt.check_stop()
+            digests = {split: [audit.eeg_digest(x) for x in own] for split, own in eeg.items()}
+            metas = {split: shards.metas(split) for split in readers}
+            length_s = shards.n_times / shards.preprocessing["sfreq"]
+            policy, seed = shards.split_policy, config.seed
+            found = audit.report(metas, shards.card, policy, length_s, seed, digests, config.permutations)
+            bar.update(2)
+            rt.check_stop()
+            found["shuffled_labels"] = shuffled_labels(eeg, readers, seed)
+            bar.update(3)
         found["counts"] = {split: reader.n for split, reader in readers.items()}
         found["split_policy"], found["design"] = shards.split_policy, shards.card.design
         if rt.main:
             checkpoint.write_json(rt.run_dir / "audit.json", found)
             for reason in found["reasons"]:
                 log.warning("audit: %s", reason)
-        time = found["time_control"]
-        told = (
-            ""
-            if time is None or time["value"] is None
-            else f"; time alone decodes {time['value']:.3f}, chance {time['chance']:.3f}"
-        )
-        rt.finish(f"{found['verdict']}{told}")
+        rt.finish(found["verdict"] + _about_time(found["time_control"]))
+
+
+def _about_time(control: dict | None) -> str:
+    if control is None or control["value"] is None:
+        return ""
+    return f"; time alone decodes {control['value']:.3f}, chance {control['chance']:.3f}"
 
 
 def shuffled_labels(eeg: dict, readers: dict[str, Reader], seed: int) -> dict:

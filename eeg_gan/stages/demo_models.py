@@ -49,8 +49,13 @@ def train_judge(config: JudgeConfig) -> None:
         data = {split: _pictures(rt, split) for split in ("train", "val")}
         torch.manual_seed(seed_at(config.seed, "weights", 0))
         model = SmallClassifier(int(data["train"][1].max()) + 1, data["train"][0].shape[-1])
-        fit_classifier(model, *data["train"], steps=config.steps, seed=config.seed)
-        rt.check_stop()
+        with rt.bar(config.steps, label="classifier") as bar:
+
+            def after_step(step: int) -> None:
+                bar.update(step)
+                rt.check_stop()
+
+            fit_classifier(model, *data["train"], steps=config.steps, seed=config.seed, after_step=after_step)
         with torch.no_grad():
             accuracy = float((model(data["val"][0])[1].argmax(1) == data["val"][1]).float().mean())
         _save(rt, model.state_dict())
@@ -70,7 +75,7 @@ def train_tower(config: TowerTraining) -> None:
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=max(config.steps, 2))
         generator = torch.Generator().manual_seed(seed_at(config.seed, "tower", 0))
-        with rt.bar(config.steps) as bar:
+        with rt.bar(config.steps, label="tower") as bar:
             for step in range(config.steps):
                 picked = torch.randperm(len(images), generator=generator)[: config.batch]
                 views = [tower(augmented(images[picked], generator, shift=0.04, noise=12.0)) for _ in range(2)]

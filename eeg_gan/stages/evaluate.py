@@ -82,9 +82,12 @@ def run(config: Config) -> None:
         rt.inputs(shards=shards.digest)
         rt.reads(("train", config.split))
         context, metrics = Context(config, rt, shards), {}
-        for part in (stage1, lda, aligned, images):
-            metrics |= part(context)
-            rt.check_stop()
+        parts = (stage1, lda, aligned, images)
+        with rt.bar(len(parts)) as bar:
+            for done, part in enumerate(parts, 1):
+                metrics |= part(context)
+                bar.update(done)
+                rt.check_stop()
         if rt.main:
             _write(context, metrics)
         rt.finish("; ".join(f"{name} {m['value']:.3f}" for name, m in metrics.items() if name in HEADLINE))
