@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eeg_gan.data.loader import LoaderConfig
+import torch
+from PIL import Image
+
+from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.metrics.statistics import record
 from eeg_gan.stages import demo_models, pipeline
+from eeg_gan.stages.loading import open_shards, read_generated
 from eeg_gan.training import runtime
 from eeg_gan.training.checkpoint import write_json
+from eeg_gan.training.log import grid
 
 log = logging.getLogger("eeg_gan")
 LINES = (  # what the demo prints at the end: metric, what it is
@@ -38,7 +43,7 @@ class Config:
     align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 28_000  # images for stage 3
-    judge_steps: int = 300  # of the classifier that judges generated pictures
+    judge_steps: int = 1200  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
 
@@ -59,6 +64,7 @@ def run(config: Config) -> None:
         metrics["demo/seconds"] = record(rt.seconds)
         metrics["demo/peak_memory_gb"] = record(rt.record["peak_memory_gb"])
         write_json(run_dir / "metrics.json", metrics)
+        write_pairs(run_dir)
         rt.finish(f"all stages in {rt.seconds:.0f} s, {rt.record['peak_memory_gb']:.1f} GB of memory at most")
         _say(run_dir)
 
@@ -70,7 +76,7 @@ def plan(config: Config) -> list[Callable[[], None]]:
         for step in pipeline.resolve(config.run_dir, stages(config))
     }
     loader = LoaderConfig(index=f"{config.run_dir}/prepare/index.json")
-    judge = demo_models.JudgeConfig(f"{config.run_dir}/classifier", loader, config.judge_steps, config.seed)
+    judge = demo_models.JudgeConfig(f"{config.run_dir}/classifier", loader, config.judge_steps, seed=config.seed)
     tower = demo_models.TowerTraining(f"{config.run_dir}/tower", loader, config.tower_steps, seed=config.seed)
     own = [lambda: demo_models.train_judge(judge), lambda: demo_models.train_tower(tower)]
     names = list(steps)
@@ -176,6 +182,21 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         },
         "report": {"pipeline": "{run_dir}", "title": "eeg-gan demo: simulated EEG of rendered images"},
     }
+
+
+def write_pairs(run_dir: Path, pairs: int = 48, columns: int = 8, zoom: int = 3) -> None:
+    """pairs.png: the picture that was seen and what was generated from the EEG, of evenly spread held-out trials."""
+    shards = open_shards(LoaderConfig(index=str(run_dir / "prepare" / "index.json")), ("test",))
+    keys, generated = read_generated(run_dir / "generate")
+    reader, place = Reader(shards, "test"), {key: i for i, key in enumerate(shards.keys("test"))}
+    order = sorted(range(len(keys)), key=lambda i: reader.labels[place[keys[i]]])  # rows go through the classes
+    picked = [order[i * len(keys) // pairs] for i in range(min(pairs, len(keys)))]
+    seen = reader.batch([place[keys[i]] for i in picked])["image"]
+    both = torch.cat([seen, generated[picked]], dim=3)  # side by side
+    both = torch.nn.functional.pad(both, (2, 2, 2, 2), value=255)
+    picture = Image.fromarray(grid(both, columns).permute(1, 2, 0).numpy())
+    size = (picture.width * zoom, picture.height * zoom)
+    picture.resize(size, Image.Resampling.NEAREST).save(run_dir / "pairs.png")
 
 
 def _say(run_dir: Path) -> None:

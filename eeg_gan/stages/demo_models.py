@@ -27,7 +27,8 @@ TEMPERATURE = 0.1
 class JudgeConfig:
     run_dir: str  # where weights.safetensors goes
     loader: LoaderConfig  # the shards
-    steps: int = 400  # of 64 images
+    steps: int = 1200  # of 64 images
+    lr: float = 3e-3  # peak of the one-cycle schedule
     seed: int = 0  # of weights and batches
 
 
@@ -55,7 +56,9 @@ def train_judge(config: JudgeConfig) -> None:
                 bar.update(step)
                 rt.check_stop()
 
-            fit_classifier(model, *data["train"], steps=config.steps, seed=config.seed, after_step=after_step)
+            fit_classifier(
+                model, *data["train"], steps=config.steps, lr=config.lr, seed=config.seed, after_step=after_step
+            )
         with torch.no_grad():
             accuracy = float((model(data["val"][0])[1].argmax(1) == data["val"][1]).float().mean())
         _save(rt, model.state_dict())

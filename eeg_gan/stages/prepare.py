@@ -1,9 +1,10 @@
 """A raw dataset, filtered, scaled by its training split, divided without leaks, paired with images, as shards."""
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -60,10 +61,9 @@ def _prepare(rt: runtime.Runtime, config: Config) -> None:
     if policy["confounded"]:
         log.warning("this division is confounded: %s", "; ".join(policy["reasons"]))
     members = {split: [i for i, own in enumerate(assigned) if own == split] for split in splits.SPLITS}
-    passes = 2 if config.preprocess.scale in ("robust", "zscore") else 1
-    with rt.bar(len(source.trials) + (passes - 1) * len(members["train"])) as bar:
-        cut = Cut(source, config, bar, rt)
-        scale = preprocess.fit_scale((cut.filtered(i) for i in members["train"]), config.preprocess)
+    with rt.bar(len(source.trials)) as bar, tempfile.TemporaryFile(dir=rt.run_dir) as scratch:
+        cut = Cut(source, config, bar, rt, scratch)
+        scale = preprocess.fit_scale(cut.filtered(members["train"]), config.preprocess)
         samples = {split: cut.samples(own, scale, split) for split, own in members.items() if own}
         about = {**preprocess.describe(config.preprocess, scale), "source": to_dict(config.source), **cut.timing()}
         write_shards(rt.run_dir, samples, config.shard_samples, source.card, about, policy, config.dtype)
@@ -71,30 +71,45 @@ def _prepare(rt: runtime.Runtime, config: Config) -> None:
 
 
 class Cut:
-    """Filters and scales one trial at a time, so that memory stays bounded; counts what is done."""
+    """Filters and scales one trial at a time, so that memory stays bounded; counts what is done.
 
-    def __init__(self, source: Source, config: Config, bar: Bar, rt: runtime.Runtime):
-        self.source, self.config, self.bar, self.rt, self.done = source, config, bar, rt, 0
+    The training trials are filtered first, for the statistics, and wait in a scratch file until they are scaled.
+    """
 
-    def filtered(self, i: int) -> np.ndarray:
-        return self._filter(i)[0]
+    def __init__(self, source: Source, config: Config, bar: Bar, rt: runtime.Runtime, scratch: BinaryIO):
+        self.source, self.config, self.bar, self.rt, self.scratch = source, config, bar, rt, scratch
+        self.done, self.waiting = 0, set()
+        _, self.sfreq, self.tmin_s = self._filter(0)
+
+    def filtered(self, members: list[int]) -> Iterator[np.ndarray]:
+        for i in members:
+            eeg = self._filter(i)[0]
+            np.save(self.scratch, eeg, allow_pickle=False)
+            self.waiting.add(i)
+            self._count()
+            yield eeg
 
     def samples(self, members: list[int], scale: dict, split: str) -> Iterator[Sample]:
+        self.scratch.seek(0)
         for i in members:
-            eeg, sfreq, tmin_s = self._filter(i)
-            meta = {**self.source.trials[i], "sfreq": sfreq, "tmin_s": tmin_s, "split": split}
+            if i in self.waiting:  # in the order of the first pass
+                eeg = np.load(self.scratch, allow_pickle=False)
+            else:
+                eeg = self._filter(i)[0]
+                self._count()
+            meta = {**self.source.trials[i], "sfreq": self.sfreq, "tmin_s": self.tmin_s, "split": split}
             yield Sample(meta["key"], preprocess.apply_scale(eeg, scale, self.config.preprocess), self._image(i), meta)
 
     def timing(self) -> dict[str, float]:
         """Rate and start of what is written."""
-        _, sfreq, tmin_s = self._filter(0, count=False)
-        return {"sfreq": sfreq, "tmin_s": tmin_s}
+        return {"sfreq": self.sfreq, "tmin_s": self.tmin_s}
 
-    def _filter(self, i: int, count: bool = True) -> tuple[np.ndarray, float, float]:
-        if count:
-            self.done += 1
-            self.bar.update(self.done)
-            self.rt.check_stop()
+    def _count(self) -> None:
+        self.done += 1
+        self.bar.update(self.done)
+        self.rt.check_stop()
+
+    def _filter(self, i: int) -> tuple[np.ndarray, float, float]:
         card = self.source.card
         tmin_s = self.source.trials[i].get("tmin_s")
         start = card.tmin_s if tmin_s is None else tmin_s
