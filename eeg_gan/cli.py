@@ -41,6 +41,11 @@ WITHOUT_FILE = {"demo", "doctor", "init-dataset"}  # verbs whose config file is 
 # What the system says of a path or a disk, never of our code: shown as one line, exit code 2.
 SYSTEM_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
+
+class Interrupted(Exception):
+    """Ctrl-C, under a name that the command-line library does not turn into an exit code of its own."""
+
+
 console = Console(stderr=True)
 log = logging.getLogger("eeg_gan")
 
@@ -59,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         return _say(str(error), USERS)
     except typer.Exit as leave:
         return leave.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         return _say("interrupted; the same command goes on from the last checkpoint", AGAIN)
     except OSError as error:
         return _say(_about_system(error), USERS) if _is_users(error) else _ours()
@@ -102,7 +107,7 @@ def _command(verb: str):
     ) -> None:
         if show_help:
             return _show_keys(verb)
-        module, path, words = stage(verb), config, list(overrides or [])
+        path, words = config, list(overrides or [])
         if path is not None and "=" in path and not os.path.exists(path):
             path, words = None, [path, *words]
         if path is None and verb not in WITHOUT_FILE:
@@ -110,7 +115,11 @@ def _command(verb: str):
                 f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
                 f"`eeg-gan {verb} --help` lists the keys, configs/{verb}/ has examples"
             )
-        module.run(load(module.Config, path, words))
+        try:
+            module = stage(verb)
+            module.run(load(module.Config, path, words))
+        except KeyboardInterrupt:
+            raise Interrupted from None
 
     return command
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eeg_gan.config import UserError
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -30,7 +32,8 @@ def barrier() -> None:
 def own_part(total: int) -> slice:
     """The slice of a global batch of `total` items that this rank works on; ranks take consecutive parts."""
     parts = world_size()
-    assert total % parts == 0, f"a global batch of {total} does not divide by {parts} processes"
+    if total % parts:
+        raise UserError(f"a global batch of {total} does not divide by {parts} processes; choose a multiple of {parts}")
     return slice(rank() * total // parts, (rank() + 1) * total // parts)
 
 
@@ -44,6 +47,8 @@ def generator_at(seed: int, purpose: str, position: int) -> torch.Generator:
 
 def seed_at(seed: int, purpose: str, position: int) -> int:
     """A 64-bit seed computed from (seed, purpose, position); for libraries that draw by themselves."""
+    if seed < 0:
+        raise UserError(f"seed={seed}: a seed is 0 or more")
     high, low = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), position]).generate_state(2)
     return (int(high) << 32 | int(low)) & (2**63 - 1)
 
@@ -98,9 +103,18 @@ def average_gradients(parameters) -> None:
 def max_over_ranks(value: float) -> float:
     if world_size() == 1:
         return value
-    largest = torch.tensor(float(value), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    largest = torch.tensor(float(value))
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return float(largest)
+
+
+def from_main(values: dict[str, float]) -> dict[str, float]:
+    """The figures of rank 0 on every rank, so that all decide alike where a library is not bit-exact."""
+    if world_size() == 1:
+        return values
+    shared = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return dict(zip(values, shared.tolist(), strict=True))
 
 
 def any_rank(flag: bool) -> bool:

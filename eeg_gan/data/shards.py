@@ -17,13 +17,14 @@ from PIL import Image
 
 from eeg_gan.config import UserError
 from eeg_gan.data import card as cards
-from eeg_gan.data.splits import digest
+from eeg_gan.data.splits import NEEDS, digest
 from eeg_gan.data.trial import Sample, complete, is_safe_key
 
 # C electrode, T time sample, H height, W width
 
 VERSION = 1
 BLOCK = 512  # bytes, of which tars consist
+LONGEST_KEY = 90  # letters: tars hold names of 100, and .eeg.npy is part of them
 CURE = "run prepare again, or copy the shards again"
 
 
@@ -102,6 +103,8 @@ class _Writer:
 
     def _check(self, sample: Sample) -> None:
         assert is_safe_key(sample.key), f"key {sample.key!r} cannot name a file"
+        if len(sample.key) > LONGEST_KEY:
+            raise UserError(f"trial {sample.key}: a key has {LONGEST_KEY} letters at most; give the trial a shorter one")
         if sample.key in self.keys:
             raise UserError(f"trial {sample.key} is there twice; keys name files, so each trial needs its own")
         self.keys.add(sample.key)
@@ -154,7 +157,10 @@ class Shards:
         self.opened = tuple(splits)  # what a stage records: "test" in it is one reading of the test split
         for split in splits:
             if split not in self.index["splits"]:
-                raise UserError(f"{self.path}: there is no split {split}; it holds {', '.join(self.index['splits'])}")
+                raise UserError(
+                    f"{self.path}: there is no split {split}; it holds {', '.join(self.index['splits'])}; "
+                    f"run prepare again with split.{split} above 0 ({NEEDS})"
+                )
             for shard in self.index["splits"][split]:
                 _check_shard(self.path.parent / shard["file"], shard, verify)
         self._places = {

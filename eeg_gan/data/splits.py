@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from eeg_gan.config import UserError
 from eeg_gan.data.card import Card
 from eeg_gan.distributed import seed_at
 
+log = logging.getLogger("eeg_gan")
 SPLITS = ("train", "val", "test")
 CONTEXT = {  # block 3 of one subject is not block 3 of another
     "stimulus": ("stimulus",),
@@ -24,6 +26,7 @@ CONTEXT = {  # block 3 of one subject is not block 3 of another
     "block": ("subject", "session", "run", "recording", "block"),
     "trial": ("key",),
 }
+NEEDS = "stages that train need train and val, evaluate needs test, or split=val"
 Metas = list[dict[str, Any]]
 
 
@@ -67,9 +70,12 @@ def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
     for split in SPLITS:
         if split not in assigned and (getattr(config, split) > 0 or split == "train"):
             raise UserError(
-                f"splits: {split} would be empty of {len(trials)} trials by {config.by}; "
-                f"raise splits.{split}, or set it to 0 and give its part to another"
+                f"split: {split} would be empty of {len(trials)} trials by {config.by}; "
+                f"raise split.{split}, or set it to 0 and give its part to another ({NEEDS})"
             )
+    absent = [split for split in SPLITS if split not in assigned]
+    if absent:
+        log.warning("no trial is in %s, as its fraction is 0: %s", " and ".join(absent), NEEDS)
     return assigned
 
 
@@ -118,16 +124,16 @@ def _shared(trials: Metas, assigned: list[str], by: str, unknown: bool = True) -
 
 
 def _refuse_by_trial(trials: Metas, card: Card) -> None:
-    cure = "choose splits.by=block, recording, subject or stimulus, or accept it with splits.allow_confounded=true"
+    cure = "choose split.by=block, recording, subject or stimulus, or accept it with split.allow_confounded=true"
     if card.design in ("block", "windowed", "imagined-windowed"):
         raise UserError(
-            f"splits.by=trial is refused: in a {card.design} design neighbouring trials share label and drift, "
+            f"split.by=trial is refused: in a {card.design} design neighbouring trials share label and drift, "
             f"so test accuracy would be inflated; {cure}"
         )
     repeated = [name for name, n in Counter(t["stimulus"] for t in trials if t["stimulus"]).items() if n > 1]
     if repeated:
         raise UserError(
-            f"splits.by=trial is refused: {len(repeated)} stimuli are repeated (for example {repeated[0]}), so the "
+            f"split.by=trial is refused: {len(repeated)} stimuli are repeated (for example {repeated[0]}), so the "
             f"test split would hold images that were trained on; {cure}"
         )
 
@@ -136,8 +142,8 @@ def _given(trials: Metas) -> list[str]:
     for trial in trials:
         if trial["split"] not in SPLITS:
             raise UserError(
-                f"splits.by=given: trial {trial['key']} has split {trial['split']!r}; "
-                "write train, val or test for every trial, or choose another splits.by"
+                f"split.by=given: trial {trial['key']} has split {trial['split']!r}; "
+                "write train, val or test for every trial, or choose another split.by"
             )
     return [trial["split"] for trial in trials]
 
@@ -145,7 +151,7 @@ def _given(trials: Metas) -> list[str]:
 def _group(trial: dict[str, Any], by: str) -> str:
     if trial[CONTEXT[by][-1]] is None:
         raise UserError(
-            f"splits.by={by}: trial {trial['key']} has no {by}; fill that column in every row, or choose another key"
+            f"split.by={by}: trial {trial['key']} has no {by}; fill that column in every row, or choose another key"
         )
     return "/".join(str(trial[name]) for name in CONTEXT[by] if trial[name] is not None)
 
@@ -187,7 +193,7 @@ def _held_out(names: list[str], trials: Metas, config: SplitConfig) -> dict[str,
             if group not in known:
                 close = difflib.get_close_matches(group, list(known), 1, 0.5)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)[:20])}"
-                raise UserError(f"splits.{split}_groups: no {config.by} is named {group!r}; {hint}")
+                raise UserError(f"split.{split}_groups: no {config.by} is named {group!r}; {hint}")
             held |= dict.fromkeys(known[group], split)
     return held
 
@@ -198,10 +204,10 @@ def _allot(n_groups: int, config: SplitConfig, label: int | None) -> list[str]:
     wanted = {split: getattr(config, split) for split in SPLITS if getattr(config, split) > 0 and not named[split]}
     if n_groups < len(wanted):
         where = f"class {label} has" if label is not None else "there are"
-        cure = "; splits.balance=false divides over all classes at once" if label is not None else ""
+        cure = "; split.balance=false divides over all classes at once" if label is not None else ""
         raise UserError(
-            f"splits.by={config.by}: {where} {n_groups} groups, too few for {len(wanted)} splits ({', '.join(wanted)})"
-            f"; choose a finer splits.by, or set a fraction to 0{cure}"
+            f"split.by={config.by}: {where} {n_groups} groups, too few for {len(wanted)} splits ({', '.join(wanted)})"
+            f"; choose a finer split.by, or set a fraction to 0 ({NEEDS}){cure}"
         )
     exact = {split: fraction / sum(wanted.values()) * n_groups for split, fraction in wanted.items()}
     counts = {split: max(1, int(value + 1e-9)) for split, value in exact.items()}

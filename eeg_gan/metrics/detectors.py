@@ -1,7 +1,7 @@
 """Networks that judge images: features for distances between sets, logits for the class of what was generated."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +24,52 @@ class DetectorConfig:
     weights: str | None = None  # file, safetensors; inception: its .pth, null is torch-fidelity's cache
     n_classes: int = 10  # classifier without weights: number of classes
     image_size: int = 32  # classifier: images are resized to this
+    untrained: bool = False  # accept random weights: a test of the plumbing, whose figures mean nothing
+    label: str | None = None  # name shown in metrics; null is the detector's name
 
     def __post_init__(self):
+        if self.untrained and (self.name != "classifier" or self.weights is not None):
+            raise ValueError("untrained asks for a classifier with random weights; drop it, or drop name and weights")
+        if self.name == "classifier" and self.weights is None and not self.untrained:
+            raise ValueError(
+                "the classifier has no weights, so its figures would mean nothing; set weights=FILE.safetensors "
+                "(eeg-gan demo trains one: runs/demo/classifier/weights.safetensors; fit_classifier of "
+                "eeg_gan/metrics/detectors.py fits your images), or take name=resnet56 or inception"
+            )
+        if self.label is not None and (not self.label or set(self.label) & set("[]/")):
+            raise ValueError(f"label is part of the metrics' names, without brackets and slashes; got {self.label!r}")
         if not 16 <= self.image_size <= 64:
             raise ValueError(f"the classifier sees images of 16 to 64 pixels, got image_size={self.image_size}")
         if self.n_classes < 1:
             raise ValueError(f"n_classes counts classes, so it must be 1 or more; got {self.n_classes}")
+
+
+def shown_name(config: DetectorConfig) -> str:
+    """What stands in brackets behind a metric."""
+    return ("untrained-" if config.untrained else "") + (config.label or config.name)
+
+
+def logit_columns(
+    config: DetectorConfig, n_logits: int, given: Sequence[str] | None, wanted: Sequence[str]
+) -> list[int] | None:
+    """The logit of each wanted class; None where nobody says which logit means what.
+
+    `given` are the names of the logits: CIFAR-10's for resnet56 where they are not given, the wanted classes themselves
+    for a classifier.
+    """
+    known = {"resnet56": CIFAR_CLASSES, "classifier": tuple(wanted), "inception": None}[config.name]
+    names = known if given is None else tuple(given)
+    if names is None:
+        return None
+    if len(names) != n_logits:
+        raise UserError(
+            f"the detector {config.name} tells {n_logits} classes apart, but {len(names)} names are there "
+            f"({', '.join(names[:5])} ...); give the name of every logit, in order, as detector_class_names"
+        )
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise UserError(f"the detector does not know the class {unknown[0]!r}; its classes are {', '.join(names)}")
+    return [names.index(name) for name in wanted]
 
 
 class SmallClassifier(nn.Module):

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from eeg_gan.config import UserError
+
 CHUNK = 2048  # rows of a distance matrix at a time
 
 
@@ -54,9 +56,9 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
 def _double(features: np.ndarray, least: int) -> torch.Tensor:
     x = torch.as_tensor(features).detach().cpu().double()
     if len(x) < least:
-        raise ValueError(f"this distance needs {least} samples or more on each side, got {len(x)}; give more images")
+        raise UserError(f"this distance needs {least} samples or more on each side, got {len(x)}; give more images")
     if not torch.isfinite(x).all():
-        raise ValueError("some features are not finite; the generator or the detector has diverged")
+        raise UserError("some features are not finite; the generator or the detector has diverged")
     return x
 
 

@@ -8,13 +8,15 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
+from eeg_gan.config import UserError
+
 LDA_POINTS = 20  # time points that the LDA baseline sees per electrode
 
 
 def clusters(z: np.ndarray, k: int, seed: int) -> np.ndarray:
     """The k-means cluster [N] of each row of z [N, D]."""
     if len(z) < k:
-        raise ValueError(f"k-means into {k} clusters needs {k} samples or more, got {len(z)}; evaluate a larger split")
+        raise UserError(f"k-means into {k} clusters needs {k} samples or more, got {len(z)}; evaluate a larger split")
     return KMeans(k, n_init=10, random_state=seed).fit_predict(z)
 
 
@@ -43,18 +45,24 @@ def nmi_ari(found: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(normalized_mutual_info_score(labels, found)), float(adjusted_rand_score(labels, found))
 
 
+def knn_predict(train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, k: int = 5) -> np.ndarray:
+    """The label [N] that the k nearest training samples (cosine) vote for."""
+    model = KNeighborsClassifier(min(k, len(train_z)), metric="cosine", algorithm="brute").fit(train_z, train_y)
+    return model.predict(test_z)
+
+
 def knn_accuracy(
     train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray, k: int = 5
 ) -> np.ndarray:
     """Who of the test split is right [N] by the vote of the k nearest training samples (cosine)."""
-    model = KNeighborsClassifier(min(k, len(train_z)), metric="cosine", algorithm="brute").fit(train_z, train_y)
-    return model.predict(test_z) == np.asarray(test_y)
+    return knn_predict(train_z, train_y, test_z, k) == np.asarray(test_y)
 
 
 def linear_svm(
     train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray, c: float = 1.0, seed: int = 0
 ) -> np.ndarray:
     """Who of the test split is right [N] by a linear support vector machine fitted on the training split."""
+    _check_classes(train_y)
     model = LinearSVC(C=c, dual="auto", max_iter=10000, random_state=seed).fit(train_z, train_y)
     return model.predict(test_z) == np.asarray(test_y)
 
@@ -63,9 +71,15 @@ def lda_baseline(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, points: int = LDA_POINTS
 ) -> np.ndarray:
     """Who is right [N] by shrinkage LDA on raw EEG [N, C, T]: what a network has to beat."""
+    _check_classes(train_y)
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     model.fit(decimate(train_x, points).reshape(len(train_x), -1), train_y)
     return model.predict(decimate(test_x, points).reshape(len(test_x), -1)) == np.asarray(test_y)
+
+
+def _check_classes(train_y: np.ndarray) -> None:
+    if len(np.unique(train_y)) < 2:
+        raise UserError("the training split holds one class only, so no classifier can be fitted; give more classes")
 
 
 def decimate(x: np.ndarray, points: int) -> np.ndarray:

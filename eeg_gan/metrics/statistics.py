@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from eeg_gan.config import UserError
+
 LEVEL = 0.95  # of every interval
 Z = 1.959963984540054  # its normal quantile
 
@@ -19,7 +21,7 @@ def bootstrap_mean(
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
-        raise ValueError("a mean needs one value or more, got none; the split or the selection is empty")
+        raise UserError("a mean needs one value or more, got none; the split or the selection is empty")
     names = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     assert len(names) == len(values), f"{len(values)} values but {len(names)} groups"
     sums, counts = np.bincount(names, values), np.bincount(names)
@@ -34,7 +36,7 @@ def bootstrap_mean(
 def wilson(k: int, n: int) -> tuple[float, float, float]:
     """The share k / n and Wilson's 95 % interval, right also for k = 0 and k = n."""
     if not 0 <= k <= n or n == 0:
-        raise ValueError(f"a share is k of n with 0 <= k <= n and n > 0; got k={k}, n={n}")
+        raise UserError(f"a share is k of n with 0 <= k <= n and n > 0; got k={k}, n={n}")
     share, widen = k / n, 1 + Z**2 / n
     centre = (share + Z**2 / (2 * n)) / widen
     half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / widen

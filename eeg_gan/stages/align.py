@@ -4,19 +4,20 @@ Singh & Raman, WACV 2024, section 3.3 (EEGClip). A frozen tower's embeddings are
 and kept in the run directory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan.augment.eeg import EEGAugmentConfig, draw_and_apply
 from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
 from eeg_gan.data.shards import Shards
-from eeg_gan.distributed import barrier, gather, generator_at, own_part, rank, seed_at
+from eeg_gan.distributed import any_rank, barrier, from_main, gather, generator_at, own_part, rank, seed_at
 from eeg_gan.losses.contrastive import ContrastiveConfig, LogitScale, clip_loss
 from eeg_gan.metrics.retrieval import ranks, top_k
 from eeg_gan.models.eeg import build_encoder
@@ -49,6 +50,8 @@ class Config:
     def __post_init__(self):
         if self.batch < 2:
             raise ValueError(f"batch must hold a pair and a negative, so it is 2 or more; got {self.batch}")
+        if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
+            raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
 
 class Aligner(nn.Module):
@@ -73,7 +76,8 @@ def run(config: Config) -> None:
             raise UserError(f"{config.loader.index} has no images, and alignment is with images; stop after encode")
         stage1 = load_encoder(config.encoder, shards)
         tower = build_tower(config.tower)
-        rt.inputs(shards=shards.digest, encoder=stage1.digest, tower=tower_digest(tower))
+        files = [config.loader.index, checkpoint.chosen(config.encoder).path / "state.json"]
+        rt.inputs(files, shards=shards.digest, encoder=stage1.digest, tower=tower_digest(tower))
         rt.reads(("train", "val"))
         train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
         pictures = {
@@ -109,7 +113,7 @@ def run(config: Config) -> None:
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
-                    figures = evaluate(model, val, pictures["val"], rt.device)
+                    figures = from_main(evaluate(model, val, pictures["val"], rt.device))
                     rt.log.scalars(
                         images,
                         {
@@ -125,7 +129,7 @@ def run(config: Config) -> None:
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
-            f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']} images"
+            f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']:.0f} images"
         )
 
 
@@ -207,14 +211,12 @@ def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict,
     barrier()
 
 
-def _cached(path: Path, compute) -> Tensor:
+def _cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
     """Reads a tensor that was computed before, or computes and keeps it; the name holds the digests of its inputs."""
-    if not path.exists():
+    if any_rank(not path.exists()):
         embeddings = compute()
         if rank() == 0:
-            partial = path.with_suffix(".partial")
-            save_file({"embeddings": embeddings.contiguous()}, partial)
-            partial.replace(path)
+            checkpoint.save_tensors(path, {"embeddings": embeddings})
         barrier()
         return embeddings
     return load_file(path)["embeddings"]

@@ -35,7 +35,8 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val", "test"))
-        rt.inputs(shards=shards.digest)
+        rt.inputs([config.loader.index], shards=shards.digest)
+        rt.start_log()
         rt.reads(("train", "val", "test"))
         readers = {split: Reader(shards, split, config.loader.cache_mb) for split in ("train", "val", "test")}
         with rt.bar(3) as bar:
@@ -57,6 +58,9 @@ def run(config: Config) -> None:
             checkpoint.write_json(rt.run_dir / "audit.json", found)
             for reason in found["reasons"]:
                 log.warning("audit: %s", reason)
+        controls = {name: found[name] for name in ("time_control", "shuffled_labels") if found[name] is not None}
+        known = {name: control["value"] for name, control in controls.items() if control["value"] is not None}
+        rt.log.scalars(0, {f"{name} (accuracy)": value for name, value in known.items()})
         rt.finish(found["verdict"] + _about_time(found["time_control"]))
 
 

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eeg_gan.data.loader import LoaderConfig, Reader
-from eeg_gan.distributed import seed_at
+from eeg_gan.distributed import barrier, seed_at
 from eeg_gan.losses.contrastive import clip_loss
 from eeg_gan.metrics.detectors import SmallClassifier, augmented, fit_classifier
 from eeg_gan.models.image_tower import TINY_TOWER, TowerConfig, build_tower, tower_state
 from eeg_gan.stages.loading import open_shards, unique_images
-from eeg_gan.training import runtime
-from eeg_gan.training.checkpoint import write_json
+from eeg_gan.training import checkpoint, runtime
 
 TEMPERATURE = 0.1
 
@@ -71,6 +69,7 @@ def train_tower(config: TowerTraining) -> None:
         if rt.done:
             return
         images, labels = _pictures(rt, "train")
+        rt.start_log()
         torch.manual_seed(seed_at(config.seed, "weights", 0))
         tower = build_tower(TowerConfig(model="tiny", frozen=False)).train()
         head = nn.Linear(tower.dim, int(labels.max()) + 1)
@@ -89,8 +88,11 @@ def train_tower(config: TowerTraining) -> None:
                 optimiser.step()
                 schedule.step()
                 bar.update(step + 1, f"loss {float(loss.detach()):.3f}")
+                if runtime.crossed((step + 1) * config.batch, config.batch, 20 * config.batch):
+                    rt.log.scalars((step + 1) * config.batch, {"loss/train (nats)": float(loss.detach())})
                 rt.check_stop()
-        write_json(rt.run_dir / "model.json", TINY_TOWER)
+        if rt.main:
+            checkpoint.write_json(rt.run_dir / "model.json", TINY_TOWER)
         _save(rt, tower_state(tower))
         rt.finish(f"the demo's own image tower: loss {float(loss.detach()):.3f} on {len(images)} training images")
 
@@ -104,6 +106,6 @@ def _pictures(rt: runtime.Runtime, split: str) -> tuple[Tensor, Tensor]:
 
 
 def _save(rt: runtime.Runtime, tensors: dict[str, Tensor]) -> None:
-    partial = rt.run_dir / "weights.partial"
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial)
-    partial.replace(rt.run_dir / "weights.safetensors")
+    if rt.main:
+        checkpoint.save_tensors(rt.run_dir / "weights.safetensors", tensors)
+    barrier()

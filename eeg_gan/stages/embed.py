@@ -26,6 +26,8 @@ class Config:
     def __post_init__(self):
         if (self.encoder is None) == (self.image2eeg is None):
             raise ValueError("give exactly one of encoder and image2eeg")
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits names each split to embed once; got {list(self.splits)}")
 
 
 def run(config: Config) -> None:
@@ -34,7 +36,9 @@ def run(config: Config) -> None:
             return
         shards = open_shards(config.loader, config.splits)
         forward, digest = _from_images(config, rt) if config.image2eeg else _from_eeg(config, rt, shards)
-        rt.inputs(shards=shards.digest, network=digest)
+        network = checkpoint.chosen(config.image2eeg or config.encoder).path / "state.json"
+        rt.inputs([config.loader.index, network], shards=shards.digest, network=digest)
+        rt.start_log()
         rt.reads(config.splits)
         parts = {}
         with rt.bar(sum(shards.n(split) for split in config.splits)) as bar:

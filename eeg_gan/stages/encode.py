@@ -14,7 +14,7 @@ from eeg_gan.augment.eeg import EEGAugmentConfig, draw_and_apply
 from eeg_gan.config import to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
 from eeg_gan.data.shards import Shards
-from eeg_gan.distributed import barrier, gather, generator_at, own_part, rank, seed_at
+from eeg_gan.distributed import barrier, from_main, gather, generator_at, own_part, rank, seed_at
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
 from eeg_gan.models.eeg import EncoderConfig, build_encoder
@@ -74,7 +74,7 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"))
-        rt.inputs(shards=shards.digest)
+        rt.inputs([config.loader.index], shards=shards.digest)
         rt.reads(("train", "val"))
         train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
         labels = shards.labels("train")
@@ -103,7 +103,7 @@ def run(config: Config) -> None:
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, batch, config.evaluate_every):
-                    figures = evaluate(model.encoder, train, val, rt.device, config.seed)
+                    figures = from_main(evaluate(model.encoder, train, val, rt.device, config.seed))
                     rt.log.scalars(
                         images,
                         {

@@ -187,7 +187,7 @@ def _step(network: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) ->
 
 def augmented(players: Players, pictures: Tensor, config: Config, purpose: str, images: int) -> Tensor:
     """The same stochastic pipe for reals and fakes, with different draws, through which gradients pass."""
-    if config.augment.mode == "none":
+    if config.augment.mode == "none" or players.augment.p == 0:  # p = 0 is the identity, at a fifth of the step's time
         return pictures
     height, width = pictures.shape[2:]
     generator = generator_at(config.seed, f"augment-{purpose}", images)

@@ -61,7 +61,8 @@ def _resolve_one(run_dir: str, name: str, values: dict[str, Any]) -> Step:
     module = importlib.import_module(f"eeg_gan.stages.{verb}")
     values = {"run_dir": f"{run_dir}/{name}", **_substituted(values, run_dir)}
     if "loader" in {f.name for f in fields(module.Config)}:
-        values["loader"] = {"index": f"{run_dir}/prepare/index.json", **(values.get("loader") or {})}
+        given = values.get("loader") or {}
+        values["loader"] = {"index": f"{run_dir}/prepare/index.json", **given} if isinstance(given, dict) else given
     return Step(name, module, from_dict(module.Config, values, f"stages.{name}"))
 
 

@@ -16,9 +16,7 @@ from eeg_gan.data.shards import write_shards
 from eeg_gan.data.sources import SOURCES, Source, SourceConfig
 from eeg_gan.data.splits import SplitConfig
 from eeg_gan.data.trial import Sample
-from eeg_gan.distributed import barrier
 from eeg_gan.training import runtime
-from eeg_gan.training.checkpoint import file_digest
 from eeg_gan.training.log import Bar
 
 log = logging.getLogger("eeg_gan")
@@ -45,12 +43,13 @@ def run(config: Config) -> None:
     with runtime.start("prepare", config) as rt:
         if rt.done:
             return
-        if rt.main:
-            _prepare(rt, config)
-        barrier()
-        rt.inputs(index=file_digest(rt.run_dir / "index.json"))
-        index = rt.record["counts"] if rt.main else {}
-        rt.finish(", ".join(f"{n} {split}" for split, n in index.items()) + " trials")
+        rt.start_log()
+        rt.on_main(lambda: _prepare(rt, config))
+        described = ("dataset.yaml", "trials.csv") if config.source.name == "folder" else ()
+        rt.inputs([f"{config.source.path}/{name}" for name in described] + [rt.run_dir / "index.json"])
+        counts = rt.record.get("counts", {})
+        rt.log.scalars(0, {f"trials/{split} (count)": n for split, n in counts.items()})
+        rt.finish(", ".join(f"{n} {split}" for split, n in counts.items()) + " trials")
 
 
 def _prepare(rt: runtime.Runtime, config: Config) -> None:
@@ -78,14 +77,13 @@ class Cut:
 
     def __init__(self, source: Source, config: Config, bar: Bar, rt: runtime.Runtime, scratch: BinaryIO):
         self.source, self.config, self.bar, self.rt, self.scratch = source, config, bar, rt, scratch
-        self.done, self.waiting = 0, set()
+        self.done, self.waiting = 0, dict[int, float]()  # trial -> tmin_s after the filter
         _, self.sfreq, self.tmin_s = self._filter(0)
 
     def filtered(self, members: list[int]) -> Iterator[np.ndarray]:
         for i in members:
-            eeg = self._filter(i)[0]
+            eeg, _, self.waiting[i] = self._filter(i)
             np.save(self.scratch, eeg, allow_pickle=False)
-            self.waiting.add(i)
             self._count()
             yield eeg
 
@@ -93,11 +91,11 @@ class Cut:
         self.scratch.seek(0)
         for i in members:
             if i in self.waiting:  # in the order of the first pass
-                eeg = np.load(self.scratch, allow_pickle=False)
+                eeg, tmin_s = np.load(self.scratch, allow_pickle=False), self.waiting[i]
             else:
-                eeg = self._filter(i)[0]
+                eeg, _, tmin_s = self._filter(i)
                 self._count()
-            meta = {**self.source.trials[i], "sfreq": self.sfreq, "tmin_s": self.tmin_s, "split": split}
+            meta = {**self.source.trials[i], "sfreq": self.sfreq, "tmin_s": tmin_s, "split": split}
             yield Sample(meta["key"], preprocess.apply_scale(eeg, scale, self.config.preprocess), self._image(i), meta)
 
     def timing(self) -> dict[str, float]:
@@ -107,7 +105,7 @@ class Cut:
     def _count(self) -> None:
         self.done += 1
         self.bar.update(self.done)
-        self.rt.check_stop()
+        self.rt.check_stop_here()
 
     def _filter(self, i: int) -> tuple[np.ndarray, float, float]:
         card = self.source.card

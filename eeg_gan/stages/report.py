@@ -67,12 +67,12 @@ def run(config: Config) -> None:
         path, inputs = rt.run_dir / "report.html", runs.digests()
         if rt.done and path.exists() and rt.record.get("inputs") == inputs:
             return
+        rt.record.pop("done", None)
         rt.record.pop("inputs", None)  # a page holds no work that newer results could spoil, so it is made again
         rt.inputs(**inputs)
         if inputs["prepare/index.json"]:
             rt.reads(("train", runs.split))
-        if rt.main:
-            _write(path, page(runs, config, rt))
+        rt.on_main(lambda: _write(path, page(runs, config, rt)))
         rt.finish(str(path))
 
 
@@ -86,7 +86,7 @@ def page(runs: Runs, config: Config, rt: runtime.Runtime) -> str:
             except UserError as error:
                 absent.append({"heading": heading, "reason": str(error)})
             bar.update(done + 1, heading)
-            rt.check_stop()
+            rt.check_stop_here()
     environment = Environment(
         loader=PackageLoader("eeg_gan.stages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -66,6 +66,9 @@ def resume(
         restore(module, found.tensors.get(name, {}), found.path)
     for name, optimiser in optimisers.items():
         restore_optimiser(optimiser, found.tensors.get(name, {}))
+    best = found.state.get("best")
+    if best is not None and best["images"] == found.images:  # a kill between the save and the mark is mended here
+        mark_best(run_dir, found.images, found.state["select"], best[found.state["select"]])
     log.info("%s: going on at %d images", run_dir.name, found.images)
     return found.images, found.state
 
@@ -83,7 +86,7 @@ def save_run(
     tensors = {name: module.state_dict() for name, module in modules.items()}
     tensors |= {name: optimiser_tensors(optimiser) for name, optimiser in optimisers.items()}
     best = state.get("best")
-    save(run_dir, Checkpoint(images, tensors, state))
+    save(run_dir, Checkpoint(images, tensors, {**state, "select": metric}))
     if metric is not None and best is not None and best["images"] == images:
         mark_best(run_dir, images, metric, best[metric])
     forget(run_dir, keep)
@@ -111,7 +114,10 @@ def chosen(run_dir: str | Path) -> Checkpoint:
         raise UserError(f"{run_dir}: no such run directory; run the stage that makes it first")
     best = run_dir / "best.json"
     if best.exists():
-        return load(run_dir / json.loads(best.read_text())["checkpoint"])
+        try:
+            return load(run_dir / json.loads(best.read_text())["checkpoint"])
+        except (UserError, KeyError, json.JSONDecodeError) as error:
+            log.warning("%s cannot be used (%s); taking the newest checkpoint instead", best, error)
     found = newest(run_dir)
     if found is None:
         raise UserError(f"{run_dir} holds no checkpoint; run the stage that trains it first")
@@ -197,6 +203,17 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file, written beside and renamed; a full disk is the user's to mend."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        _write_tensors(partial, tensors)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise _could_not_save(path, error) from None
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
     with open(path, "rb+") as file:
@@ -207,7 +224,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 def _could_not_save(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
     return UserError(
-        f"{path} could not be saved: {reason}. The checkpoints before it are whole; "
+        f"{path} could not be saved: {reason}. What was saved before it is whole; "
         "make room (or raise the file-size limit) and give the same command again"
     )
 

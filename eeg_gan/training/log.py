@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             _drop_after(self.path, images)
-            self.writer = SummaryWriter(str(run_dir), purge_step=images or None)
+            self.writer = SummaryWriter(str(run_dir), purge_step=images + 1 if images else None)
 
     def scalars(self, images: int, values: Mapping[str, float]) -> None:
         """`values` maps a tag with its unit, such as `loss/triplet` or `speed (images per s)`, to a number."""
@@ -51,7 +52,13 @@ class Log:
 def read_stats(run_dir: str | Path) -> list[dict]:
     """The rows of stats.jsonl in order."""
     path = Path(run_dir) / "stats.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # the last line of a run that was killed while it wrote
+    return rows
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
@@ -105,5 +112,7 @@ class Bar:
 def _drop_after(path: Path, images: int) -> None:
     """A resumed run repeats no row: what an earlier start wrote beyond its checkpoint goes."""
     if path.exists():
-        rows = [line for line in path.read_text().splitlines() if json.loads(line)["images"] <= images]
-        path.write_text("".join(line + "\n" for line in rows))
+        rows = [row for row in read_stats(path.parent) if row["images"] <= images]
+        partial = path.with_name("stats.jsonl.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, path)

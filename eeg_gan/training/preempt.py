@@ -46,3 +46,6 @@ def watch() -> Iterator[Flag]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Flag) and flag.signal is not None:
+                outer.signal = flag.signal  # asked too late for the inner stage: the one around it leaves instead

@@ -7,18 +7,19 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
-from eeg_gan.distributed import barrier, is_main, rank, world_size
-from eeg_gan.training.checkpoint import write_json
+from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
+from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
 
@@ -37,14 +38,22 @@ class Runtime:
         self.log = Log(run_dir, active=False)
         self.record = _read_json(run_dir / "run.json")
         self.began, self._saved_s = time.monotonic(), self.record.get("seconds", 0.0)
+        self._changed = [path for path, digest in self.record.get("files", {}).items() if _digest(path) != digest]
 
     @property
     def done(self) -> bool:
-        """The stage was finished earlier with this very config (a larger `total_images` makes it unfinished)."""
-        return self.record.get("done") == to_dict(self.config)
+        """The stage was finished earlier with this very config, and the files it was made from are the same.
 
-    def inputs(self, **digests: str | None) -> None:
-        """Records what the run was made from; a run directory made from other inputs is refused."""
+        A larger `total_images` makes it unfinished.
+        """
+        return self.record.get("done") == to_dict(self.config) and not self._changed
+
+    def inputs(self, files: Sequence[str | Path] = (), **digests: str | None) -> None:
+        """Records what the run was made from; a run directory made from other inputs is refused.
+
+        `files` are small descriptions (an index, a features.json, a state.json) that a later start compares.
+        """
+        self.record["files"] = {str(path): _digest(path) for path in files}
         before = self.record.get("inputs")
         if before is not None and before != digests:
             raise UserError(
@@ -79,9 +88,28 @@ class Runtime:
         raise Stopped(f"{self.verb}: saved at {images} images in {self.run_dir}; the same command goes on from there")
 
     def check_stop(self) -> None:
-        """For stages without checkpoints: leave now if asked; what is half done is made again."""
+        """For stages without checkpoints: leave now if asked; what is half done is made again. All ranks call this."""
         if self.flag.agreed():
-            raise Stopped(f"{self.verb}: stopped; the same command starts this stage again")
+            self._leave_undone()
+
+    def check_stop_here(self) -> None:
+        """The same inside `on_main`, where the other ranks wait and cannot agree."""
+        if self.flag.signal is not None:
+            self._leave_undone()
+
+    def _leave_undone(self) -> None:
+        raise Stopped(f"{self.verb}: stopped; the same command starts this stage again")
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Runs `work` on rank 0 while the others wait; when it fails or is asked to stop, all ranks leave."""
+        error: BaseException | None = None
+        if self.main:
+            try:
+                work()
+            except BaseException as raised:  # told to the other ranks first, then raised again
+                error = raised
+        if any_rank(error is not None):
+            raise error or Stopped(f"{self.verb}: rank 0 left")
 
     def finish(self, headline: str) -> None:
         """Marks the stage as done with its config and says its headline figure."""
@@ -117,10 +145,11 @@ def crossed(images: int, batch: int, every: int) -> bool:
 def start(verb: str, config: Any) -> Iterator[Runtime]:
     """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
     run_dir = Path(config.run_dir)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = _accelerator()
     _check_world(accelerator)
-    claim(run_dir, verb, config)
+    make_folder(run_dir)
     with _lock(run_dir), watch() as flag:
+        claim(run_dir, verb, config)
         runtime = Runtime(verb, config, run_dir, accelerator, flag)
         runtime.record.update(
             verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
@@ -135,29 +164,52 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
                 runtime.save_record()
 
 
-def claim(run_dir: Path, verb: str, config: Any) -> None:
-    """Makes the run directory and writes the resolved config into it; refuses one that holds another config."""
-    resolved = {"verb": verb, **to_dict(config)}
-    try:
+def _accelerator() -> Accelerator:
+    """Sums over ranks are taken of CPU tensors too, so each device gets its own backend."""
+    if not torch.cuda.is_available():
+        return Accelerator(cpu=True)
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")])
+
+
+def make_folder(run_dir: Path) -> None:
+    """Makes the run directory, with a clear line where that cannot be."""
+    with _writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "config.yaml"
-        if path.exists():
-            _refuse_other(run_dir, read_yaml(path), resolved)
-        if is_main():
+
+
+def claim(run_dir: Path, verb: str, config: Any) -> None:
+    """Writes the resolved config into the run directory; refuses one that holds another config."""
+    resolved = {"verb": verb, **to_dict(config)}
+    path = run_dir / "config.yaml"
+    if path.exists():
+        _refuse_other(run_dir, read_yaml(path), resolved)
+    barrier()
+    if is_main():
+        with _writing(run_dir):
             partial = path.with_name("config.yaml.partial")
             partial.write_text(yaml.safe_dump(resolved, sort_keys=False, width=120))
             os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"run_dir={run_dir} cannot be written: {error.strerror or error}"
             + (f" ({error.filename})" if error.filename and error.filename != str(run_dir) else "")
             + "; choose a run_dir on a disk where you may write"
         ) from None
-    barrier()
+
+
+def _may_change(key: str) -> bool:
+    """Also below a pipeline's `stages.NAME.`."""
+    return any(key == name or key.endswith(f".{name}") for name in MAY_CHANGE)
 
 
 def _refuse_other(run_dir: Path, old: dict, new: dict) -> None:
-    lines = [line for line in differences(old, new) if line.split(":")[0] not in MAY_CHANGE]
+    lines = [line for line in differences(old, new) if not _may_change(line.split(":")[0])]
     if lines:
         raise UserError(
             f"{run_dir} holds a run of another config: {'; '.join(lines)}. "
@@ -180,7 +232,9 @@ def _lock(run_dir: Path) -> Iterator[None]:
     if rank() != 0:
         yield
         return
-    with open(run_dir / ".lock", "w") as file:
+    with _writing(run_dir):
+        file = open(run_dir / ".lock", "w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,6 +242,10 @@ def _lock(run_dir: Path) -> Iterator[None]:
         except OSError:
             log.warning("%s: this file system has no locks; do not start the same run twice", run_dir)
         yield
+
+
+def _digest(path: str | Path) -> str | None:
+    return file_digest(Path(path)) if os.path.isfile(path) else None
 
 
 def _read_json(path: Path) -> dict:

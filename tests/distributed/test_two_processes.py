@@ -19,6 +19,7 @@ from eeg_gan.losses.contrastive import clip_loss
 from eeg_gan.losses.triplet import semi_hard_triplet
 from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import over_all
+from eeg_gan.training.log import read_stats
 
 
 def on_two_ranks(function, folder, *arguments):
@@ -77,6 +78,17 @@ def test_every_trial_is_read_once_and_noise_is_sliced(tmp_path, runs):
 
 def in_order(total):
     return over_all(lambda b: b["x"], lambda i: {"x": torch.tensor(i)[:, None] * torch.ones(1, 3)}, total, 2)
+
+
+def test_a_whole_pipeline_runs_on_two_processes_and_logs_once(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eeg_gan"]
+    words = ["pipeline", debug("pipeline"), f"run_dir={tmp_path}/p"]
+    subprocess.run([*launch, *words], check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (tmp_path / "p" / "evaluate" / "metrics.json").exists()
+    for verb in ("encode", "gan"):
+        rows = [row["images"] for row in read_stats(tmp_path / "p" / verb)]
+        assert rows == sorted(set(rows)) and rows, "a row is there once"
+        assert len(list((tmp_path / "p" / verb).glob("events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.parametrize("total", [1, 7])

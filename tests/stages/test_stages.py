@@ -138,7 +138,7 @@ def test_metrics_are_flat_records(runs):
         "align/retrieval_top1_within_class",
         "generate/class_accuracy",
         "generate/class_accuracy_real",
-        "generate/fid[demo-classifier]",
+        "generate/fid[untrained-classifier]",
     ):
         assert metrics[name].keys() == {"value", "low", "high", "chance", "n"}, name
     top1 = metrics["align/retrieval_top1"]

@@ -37,6 +37,14 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     assert checkpoint.chosen(tmp_path).images == 10 and checkpoint.newest(tmp_path).images == 40
 
 
+def test_a_kill_between_save_and_mark_is_mended(tmp_path):
+    saved(tmp_path, 10, best={"images": 10, "accuracy": 0.5})
+    saved(tmp_path, 20, best={"images": 20, "accuracy": 0.9})
+    checkpoint.mark_best(tmp_path, 10, "accuracy", 0.5)  # as if the run had died before the second mark
+    checkpoint.resume(tmp_path, {}, {})
+    assert checkpoint.chosen(tmp_path).images == 20
+
+
 def test_damage_is_named_and_passed_over(tmp_path):
     saved(tmp_path, 10)
     saved(tmp_path, 20)

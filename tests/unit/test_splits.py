@@ -76,7 +76,7 @@ def test_named_groups():
     config = SplitConfig(by="subject", test_groups=("s3",), val_groups=("s0",))
     found = groups(metas, assign(metas, config, card()), "subject")
     assert found == {("s0",): {"val"}, ("s1",): {"train"}, ("s2",): {"train"}, ("s3",): {"test"}}
-    with pytest.raises(UserError, match="splits.test_groups.*'s33'.*did you mean s3"):
+    with pytest.raises(UserError, match="split.test_groups.*'s33'.*did you mean s3"):
         assign(metas, SplitConfig(by="subject", test_groups=("s33",)), card())
 
 

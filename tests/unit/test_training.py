@@ -59,7 +59,43 @@ def test_a_signal_raises_the_flag_and_the_second_interrupts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_that_comes_too_late_for_the_inner_stage_stops_the_outer_one():
+    with preempt.watch() as outer:
+        with preempt.watch():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.agreed()
+
+
+def test_a_half_written_line_of_a_killed_run_is_passed_over(tmp_path):
+    (tmp_path / "stats.jsonl").write_text('{"images": 16, "loss (1)": 1.0}\n{"images": 32, "lo')
+    assert [row["images"] for row in read_stats(tmp_path)] == [16]
+    Log(tmp_path, active=True, images=16).close()
+    assert (tmp_path / "stats.jsonl").read_text().count("\n") == 1
+
+
+def test_rank_0_work_that_fails_is_raised(tmp_path):
+    def fail():
+        raise UserError("no")
+
+    with runtime.start("x", Config(str(tmp_path / "r"))) as rt, pytest.raises(UserError, match="no"):
+        rt.on_main(fail)
+
+
+def test_a_done_stage_whose_input_file_changed_is_not_done(tmp_path):
+    config, source = Config(str(tmp_path / "r")), tmp_path / "index.json"
+    source.write_text("1")
+    with runtime.start("encode", config) as rt:
+        rt.inputs([source], shards="1")
+        rt.finish("fine")
+    source.write_text("2")
+    with runtime.start("encode", config) as rt:
+        assert not rt.done
+        with pytest.raises(UserError, match="made from other inputs"):
+            rt.inputs([source], shards="2")
+
+
 def test_run_directory_is_claimed_by_one_config(tmp_path):
+    runtime.make_folder(tmp_path / "r")
     runtime.claim(tmp_path / "r", "encode", Config(str(tmp_path / "r")))
     runtime.claim(
         tmp_path / "r", "encode", Config(str(tmp_path / "r"), total_images=20)

@@ -6,6 +6,7 @@ the rows where there is no such column), or one .npy [C, T] per trial, named in 
 
 import csv
 import difflib
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from eeg_gan import config
 from eeg_gan.config import UserError
 from eeg_gan.data import card as cards
+from eeg_gan.data.shards import LONGEST_KEY
 from eeg_gan.data.trial import complete, is_safe_key
 
 NEEDED = ("label", "subject")
@@ -165,10 +167,15 @@ class Folder:
         if "key" in row:
             if not is_safe_key(row["key"]):
                 raise UserError(f"{self._where(i)}: key {row['key']!r} may hold only letters, digits, _ and -")
+            if len(row["key"]) > LONGEST_KEY:
+                raise UserError(
+                    f"{self._where(i)}: key {row['key']} has {len(row['key'])} letters, but names of files in shards "
+                    f"leave room for {LONGEST_KEY}; shorten it"
+                )
             return row["key"]
         if self._one_file:
             return f"trial-{self._places[i][1]:06d}"
-        return re.sub(r"[^A-Za-z0-9_-]+", "_", str(Path(row["eeg"]).with_suffix("")))
+        return _short(re.sub(r"[^A-Za-z0-9_-]+", "_", str(Path(row["eeg"]).with_suffix(""))))
 
     def _label(self, i: int) -> int:
         text, names = self.rows[i][1]["label"], self.card.class_names
@@ -286,6 +293,13 @@ def _open_array(path: Path, where: str) -> np.ndarray:
             "save it with numpy.save as float32"
         )
     return array
+
+
+def _short(key: str) -> str:
+    """A key of a permitted length: the start of a long one, and a hash of all of it."""
+    if len(key) <= LONGEST_KEY:
+        return key
+    return f"{key[: LONGEST_KEY - 17]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def _is_integer(text: str) -> bool:

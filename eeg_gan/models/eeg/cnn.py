@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eeg_gan.config import UserError
+
 SMALLEST_AXIS = 4  # with keep_time, a stride may not leave an axis shorter than this
 
 
@@ -32,6 +34,11 @@ class CNNEncoder(nn.Module):
             size = tuple((n + s - 1) // s for n, s in zip(size, stride, strict=True))
             blocks.append(_block(width_in, width, stride, dropout))
             width_in = width
+        if size[0] * size[1] < 2:  # an instance norm over one value is zero whatever the EEG
+            raise UserError(
+                f"cnn leaves one value of {n_times} samples on {n_chans} electrodes, which instance norm wipes out; "
+                "set keep_time=true, list fewer widths, cut longer windows or take lstm"
+            )
         self.map_size = size  # (time, electrode) of the last map
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(width_in, dim, bias=False)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eeg_gan.config import UserError
+
 POOL = 4  # samples; at 128 Hz a frame of 31 ms still follows the N170
 
 
@@ -18,7 +20,7 @@ class ERPEncoder(nn.Module):
     ):
         super().__init__()
         if n_times < 16:
-            raise ValueError(f"erp needs windows of 16 samples or more, got {n_times}; cut longer ones or take lstm")
+            raise UserError(f"erp needs windows of 16 samples or more, got {n_times}; cut longer ones or take lstm")
         self.spatial = nn.Conv1d(n_chans, filters, 1, bias=False)
         self.temporal = nn.Conv1d(filters, filters, 9, padding=4, groups=filters, bias=False)
         self.norm = nn.GroupNorm(1, filters)

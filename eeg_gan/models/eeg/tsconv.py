@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eeg_gan.config import UserError
+
 
 class TSConvEncoder(nn.Module):
     """x [B, C, T] -> unit vectors [B, dim]: filters in time, mean pool, filters over electrodes, a residual projection.
@@ -16,7 +18,7 @@ class TSConvEncoder(nn.Module):
     def __init__(self, n_chans: int, n_times: int, dim: int, filters: int = 40, dropout: float = 0.5):
         super().__init__()
         if n_times < 16:
-            raise ValueError(f"tsconv needs windows of 16 samples or more, got {n_times}; cut longer ones or take lstm")
+            raise UserError(f"tsconv needs windows of 16 samples or more, got {n_times}; cut longer ones or take lstm")
         kernel, self.pool = min(25, n_times // 4), min(51, n_times // 4)
         stride = max(1, min(5, self.pool // 4))
         frames = (n_times - self.pool + 1 - kernel) // stride + 1

@@ -23,6 +23,7 @@ class DiscriminatorConfig:
     channel_max: int = 512  # most feature maps at any resolution
     mbstd_group: int = 4  # consecutive samples that share a deviation feature; divides the batch of a process
     map_layers: int = 2  # fully connected layers from the condition to its projection
+    map_lr: float = 0.01  # learning rate of these layers as a fraction of the others'; 1 suits runs of minutes
 
     def __post_init__(self):
         for name in ("channel_base", "channel_max", "mbstd_group", "map_layers"):
@@ -42,6 +43,7 @@ class Discriminator(nn.Module):
         channel_max: int = 512,
         mbstd_group: int = 4,
         map_layers: int = 2,
+        map_lr: float = 0.01,
     ):
         super().__init__()
         self.resolution, self.c_dim, self.img_channels, self.mbstd_group = resolution, c_dim, img_channels, mbstd_group
@@ -53,7 +55,7 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(last + 1, last, 3, act="lrelu")
         self.dense = Linear(last * 16, last, act="lrelu")
         self.out = Linear(last, last if c_dim else 1)
-        self.mapping = Mapping(0, c_dim, last, map_layers, w_average_decay=None) if c_dim else None
+        self.mapping = Mapping(0, c_dim, last, map_layers, None, map_lr) if c_dim else None
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
         x = self.from_rgb(images.contiguous(memory_format=torch.channels_last))

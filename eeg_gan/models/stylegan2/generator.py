@@ -16,6 +16,7 @@ class GeneratorConfig:
     channel_base: int = 16384  # feature maps at a resolution: channel_base / resolution, at most channel_max
     channel_max: int = 512  # most feature maps at any resolution
     map_layers: int = 2  # fully connected layers from (z, condition) to w
+    map_lr: float = 0.01  # learning rate of these layers as a fraction of the others'; 1 suits runs of minutes
 
     def __post_init__(self):
         for name in ("z_dim", "w_dim", "channel_base", "channel_max", "map_layers"):
@@ -36,13 +37,14 @@ class Generator(nn.Module):
         channel_base: int = 16384,
         channel_max: int = 512,
         map_layers: int = 2,
+        map_lr: float = 0.01,
     ):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.resolution, self.img_channels = resolution, img_channels
         sizes = resolutions_up_to(resolution)
         widths = [channels_at(size, channel_base, channel_max) for size in sizes]
-        self.mapping_network = Mapping(z_dim, c_dim, w_dim, map_layers)
+        self.mapping_network = Mapping(z_dim, c_dim, w_dim, map_layers, lr_multiplier=map_lr)
         self.constant = nn.Parameter(torch.randn(widths[0], 4, 4))
         self.convs = nn.ModuleList([StyledConv(widths[0], widths[0], w_dim, 4, up=False)])
         for size, before, width in zip(sizes[1:], widths, widths[1:], strict=False):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eeg_gan.config import UserError
 from eeg_gan.distributed import mean_over_ranks
 from eeg_gan.ops import bias_act, setup_filter, upfirdn2d
 
@@ -157,7 +158,15 @@ class ToRGB(nn.Module):
 class Mapping(nn.Module):
     """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim]; either dimension may be 0."""
 
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, layers: int, w_average_decay: float | None = 0.995):
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        layers: int,
+        w_average_decay: float | None = 0.995,
+        lr_multiplier: float = 0.01,
+    ):
         super().__init__()
         if z_dim + c_dim == 0:
             raise ValueError("a mapping network needs an input: z_dim and c_dim are both 0; raise one of them")
@@ -165,7 +174,7 @@ class Mapping(nn.Module):
         self.embed = Linear(c_dim, w_dim) if c_dim else None
         widths = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * layers
         pairs = zip(widths, widths[1:], strict=False)
-        self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=0.01, act="lrelu") for a, b in pairs])
+        self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=lr_multiplier, act="lrelu") for a, b in pairs])
         self.decay = w_average_decay
         self.register_buffer("w_average", torch.zeros(w_dim) if w_average_decay is not None else None)
 
@@ -188,7 +197,7 @@ def minibatch_deviation(x: Tensor, group: int) -> Tensor:
     n = len(x)
     if n % group:
         fit = ", ".join(str(g) for g in range(1, n + 1) if n % g == 0)
-        raise ValueError(
+        raise UserError(
             f"minibatch groups of {group} do not divide a batch of {n} on one process; "
             f"set mbstd_group to one of {fit}, or the batch per process to a multiple of {group}"
         )
@@ -208,5 +217,7 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 def resolutions_up_to(resolution: int) -> list[int]:
     """[4, 8, .., resolution]."""
     if resolution not in [2**k for k in range(4, 11)]:
-        raise ValueError(f"the resolution is a power of two from 16 to 1024 px; got {resolution}")
+        raise UserError(
+            f"the resolution is a power of two from 16 to 1024 px; got {resolution}; run prepare again with image_size=32"
+        )
     return [2**k for k in range(2, resolution.bit_length())]
