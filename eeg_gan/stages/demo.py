@@ -35,15 +35,15 @@ LINES = (  # what the demo prints at the end: metric, what it is
 @dataclass(frozen=True)
 class Config:
     run_dir: str = "runs/demo"  # everything goes here; the same command again continues or says that all is done
-    image_size: Literal[16, 32] = 32  # pixels of the rendered images
+    image_size: Literal[16, 32] = 16  # pixels of the rendered images
     images_per_class: int = 200  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 120_000  # trials for stage 1
-    align_images: int = 60_000  # trials for stage 2
+    encode_images: int = 100_000  # trials for stage 1
+    align_images: int = 40_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
-    gan_images: int = 28_000  # images for stage 3
-    judge_steps: int = 1200  # of the classifier that judges generated pictures
+    gan_images: int = 84_000  # images for stage 3
+    judge_steps: int = 1000  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
 
@@ -143,14 +143,14 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "embed_image2eeg": {"verb": "embed", "image2eeg": "{run_dir}/image2eeg"},
         "gan": {
             "features": "{run_dir}/embed",
-            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32},
-            "discriminator": {"channel_base": 1024, "channel_max": 32},
+            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
+            "discriminator": {"channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
             "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "augment": {"speed_kimg": 100},
-            "r1_gamma": 0.1,
+            "r1_gamma": 0.05,
             "ema_half_life": 3000,
-            "condition_noise": 0.3,
+            "condition_noise": 0.4,
             "total_images": config.gan_images,
             "snapshot_every": max(config.gan_images // 20, 1),
             "checkpoint_every": max(config.gan_images // 5, 1),
