@@ -104,7 +104,9 @@ class _Writer:
     def _check(self, sample: Sample) -> None:
         assert is_safe_key(sample.key), f"key {sample.key!r} cannot name a file"
         if len(sample.key) > LONGEST_KEY:
-            raise UserError(f"trial {sample.key}: a key has {LONGEST_KEY} letters at most; give the trial a shorter one")
+            raise UserError(
+                f"trial {sample.key}: a key has {LONGEST_KEY} letters at most; give the trial a shorter one"
+            )
         if sample.key in self.keys:
             raise UserError(f"trial {sample.key} is there twice; keys name files, so each trial needs its own")
         self.keys.add(sample.key)

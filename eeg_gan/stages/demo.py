@@ -97,6 +97,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
     }
     judge = {
         "name": "classifier",
+        "label": "demo-classifier",
         "weights": "{run_dir}/classifier/weights.safetensors",
         "image_size": config.image_size,
     }

@@ -6,21 +6,30 @@ pictures.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eeg_gan.config import UserError
-from eeg_gan.data import features
+from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.metrics import distribution, embedding, perceptual, retrieval
-from eeg_gan.metrics.detectors import DetectorConfig, build_detector
+from eeg_gan.metrics.detectors import DetectorConfig, build_detector, logit_columns, shown_name
 from eeg_gan.metrics.statistics import bootstrap_mean, record
-from eeg_gan.stages.loading import embed_images, keys_of, load_aligner, open_shards, read_generated, unique_images
+from eeg_gan.stages.loading import (
+    embed_images,
+    load_aligner,
+    load_features,
+    open_shards,
+    read_generated,
+    same_encoder,
+    spread,
+    unique_images,
+)
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.inference import over_all
 
@@ -38,7 +47,9 @@ class Config:
     generated_shuffled: str | None = None  # run_dir of generate with condition: shuffled, the control
     generated_image2eeg: str | None = None  # run_dir of generate on features of image2eeg
     detector: DetectorConfig | None = None  # what judges images; its name is part of each metric's name
-    detector_class_names: tuple[str, ...] | None = None  # class_names[logit]; null: the data's own order
+    detector_class_names: tuple[str, ...] | None = (
+        None  # class of each logit; null: CIFAR-10's (resnet56), the data's (classifier)
+    )
     lda: bool = True  # shrinkage LDA on the EEG itself, the score to beat
     split: Literal["val", "test"] = "test"  # what is judged
     seed: int = 0  # of k-means and of the bootstrap
@@ -48,6 +59,8 @@ class Config:
             raise ValueError("judging generated images needs a detector; set detector.name and detector.weights")
         if bool(self.align) != bool(self.aligned_features):
             raise ValueError("align and aligned_features belong together; give both or neither")
+        if self.seed < 0:
+            raise ValueError(f"a seed is 0 or more; got seed={self.seed}")
 
 
 @dataclass
@@ -61,6 +74,9 @@ class Context:
 
     def reader(self, split: str) -> Reader:
         return Reader(self.shards, split, self.config.loader.cache_mb)
+
+    def features(self, run_dir: str) -> Features:
+        return load_features(run_dir, self.shards.split_digest, self.config.loader.index)
 
     def units(self) -> list[str]:
         """What intervals are bootstrapped over: the picture that trials share; the recording where nobody saw any."""
@@ -78,8 +94,8 @@ def run(config: Config) -> None:
     with runtime.start("evaluate", config) as rt:
         if rt.done:
             return
-        shards = open_shards(config.loader, ("train", "val", "test"))
-        rt.inputs(shards=shards.digest)
+        shards = open_shards(config.loader, ("train", config.split))
+        rt.inputs(_files(config), shards=shards.digest)
         rt.reads(("train", config.split))
         context, metrics = Context(config, rt, shards), {}
         parts = (stage1, lda, aligned, images)
@@ -101,14 +117,16 @@ def stage1(context: Context) -> Metrics:
     config, shards = context.config, context.shards
     if config.features is None:
         return {}
-    known = features.load(config.features)
-    (z_train, y_train), (z, y) = (_labelled(known, shards, split) for split in ("train", config.split))
+    known = context.features(config.features)
+    z_train, z = (known.rows(shards.keys(split)).numpy() for split in ("train", config.split))
+    y_train, y = (shards.labels(split) for split in ("train", config.split))
     classes = len(shards.card.class_names)
     chance = float(np.bincount(y).max() / len(y))
-    right_knn = embedding.knn_accuracy(z_train, y_train, z, y)
+    predicted = embedding.knn_predict(z_train, y_train, z)
+    right_knn = predicted == y
     clusters = embedding.clusters(z, len(set(y_train.tolist())), config.seed)
     nmi, ari = embedding.nmi_ari(clusters, y)
-    context.details["knn_predicted"] = torch.from_numpy(_knn_predicted(z_train, y_train, z))
+    context.details["knn_predicted"] = torch.from_numpy(predicted)
     context.details["labels"] = torch.from_numpy(y)
     return {
         "encode/kmeans_accuracy": context.mean(embedding.matched_accuracy(clusters, y)[1].astype(float), chance),
@@ -141,10 +159,12 @@ def aligned(context: Context) -> Metrics:
     if config.align is None or shards.card.pairing != "trial":  # pairs by class have no true picture to find
         return {}
     loaded, reader = load_aligner(config.align, shards), context.reader(config.split)
+    known = context.features(config.aligned_features)
+    same_encoder(known, loaded.encoder.digest, config.aligned_features, config.align)
     first, numbers = unique_images(shards, config.split)
     with torch.no_grad():
         gallery = loaded.projection.eval()(embed_images(loaded.tower, reader, first, context.rt.device).cpu()).numpy()
-    query = features.load(config.aligned_features).rows(shards.keys(config.split)).numpy()
+    query = known.rows(shards.keys(config.split)).numpy()
     target, labels = numbers.numpy(), reader.labels[first]
     rank = retrieval.ranks(query, gallery, target)
     rank_in_class, size = retrieval.within_class_ranks(query, gallery, target, labels)
@@ -178,55 +198,64 @@ def images(context: Context) -> Metrics:
     first, _ = unique_images(shards, config.split)
     reader, train = context.reader(config.split), context.reader("train")
     real = judge.look(reader.batch(first)["image"], reader.labels[first])
-    seen = judge.look(train.batch(unique_images(shards, "train")[0][: 4 * len(first)])["image"], None)
+    pool = unique_images(shards, "train")[0]
+    seen = judge.look(train.batch([pool[i] for i in spread(len(pool), 4 * len(first))])["image"])
     units = np.array(context.units())
     chance = 1 / len(shards.card.class_names)
-    metrics = {"generate/class_accuracy_real": context.mean(real.right, chance, np.arange(len(first)))}
+    metrics = _distances(judge.name, "_real", real, seen, config.seed)
+    if real.right is not None:
+        metrics["generate/class_accuracy_real"] = context.mean(real.right, chance, np.arange(len(first)))
     runs = {"": config.generated, "_shuffled_eeg": config.generated_shuffled, "_image2eeg": config.generated_image2eeg}
     for name, run_dir in runs.items():
         if run_dir is None:
             continue
         trials, pictures = _generated(shards, config.split, run_dir)
         fake = judge.look(pictures, reader.labels[trials])
-        context.details[f"generated_predicted{name}"] = torch.from_numpy(fake.predicted)
-        metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, units[trials])
+        if fake.right is not None:
+            context.details[f"generated_predicted{name}"] = torch.from_numpy(fake.predicted)
+            metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, units[trials])
         metrics |= _distances(judge.name, name, real, fake, config.seed)
         if name != "_image2eeg" and shards.card.pairing == "trial":
             shown = reader.batch(trials)["image"]
             metrics[f"generate/pixcorr{name}"] = context.mean(perceptual.pixcorr(pictures, shown), None, units[trials])
             metrics[f"generate/ssim{name}"] = context.mean(perceptual.ssim(pictures, shown, 7), None, units[trials])
-    return metrics | _distances(judge.name, "_real", real, seen, config.seed)
+    return metrics
 
 
 @dataclass
 class Judged:
     features: np.ndarray  # [N, F]
-    predicted: np.ndarray  # [N]
-    right: np.ndarray | None  # [N] of 0 and 1
+    predicted: np.ndarray | None = None  # [N]; None where the judge's logits have no names
+    right: np.ndarray | None = None  # [N] of 0 and 1
 
 
 class Judge:
-    """A detector whose logits are named by class, so that data and detector may order classes differently."""
+    """A detector whose logits are named by class, so that data and detector may order classes differently.
+
+    Only the data's classes compete; a detector whose logits have no names gives features alone.
+    """
 
     def __init__(self, context: Context):
-        self.device, names = context.rt.device, context.shards.card.class_names
-        self.detector = build_detector(context.config.detector).to(self.device)
-        self.name = self.detector.name if context.config.detector.name != "classifier" else "demo-classifier"
-        own = context.config.detector_class_names or names
-        unknown = [name for name in names if name not in own]
-        if unknown:
-            raise UserError(f"the detector does not know the class {unknown[0]!r}; its classes are {', '.join(own)}")
-        self.columns = [own.index(name) for name in names]  # only the data's classes compete
+        config, self.device = context.config, context.rt.device
+        self.detector, self.name = build_detector(config.detector).to(self.device), shown_name(config.detector)
+        with torch.no_grad():
+            _, logits = self.detector(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=self.device))
+        given, names = config.detector_class_names, context.shards.card.class_names
+        self.columns = logit_columns(config.detector, logits.shape[1], given, names)
 
-    def look(self, pictures: Tensor, labels: np.ndarray | None) -> Judged:
+    def look(self, pictures: Tensor, labels: np.ndarray | None = None) -> Judged:
+        columns = self.columns or []
+
         def forward(batch: dict) -> Tensor:
             seen, logits = self.detector(batch["x"].to(self.device))
-            return torch.cat([seen, logits[:, self.columns]], 1)
+            return torch.cat([seen, logits[:, columns]], 1)
 
         both = over_all(forward, lambda i: {"x": pictures[i]}, len(pictures), 128).numpy()
-        seen, logits = np.split(both, [both.shape[1] - len(self.columns)], axis=1)
+        seen, logits = np.split(both, [both.shape[1] - len(columns)], axis=1)
+        if labels is None or not columns:
+            return Judged(seen)
         predicted = logits.argmax(1)
-        return Judged(seen, predicted, None if labels is None else (predicted == labels).astype(float))
+        return Judged(seen, predicted, (predicted == labels).astype(float))
 
 
 def _distances(judge: str, name: str, real: Judged, fake: Judged, seed: int) -> Metrics:
@@ -236,17 +265,6 @@ def _distances(judge: str, name: str, real: Judged, fake: Judged, seed: int) -> 
     fid, n = distribution.frechet(real.features, fake.features), len(fake.features)
     values = {"fid": fid, "kid": kid, "precision": precision, "recall": recall}
     return {f"generate/{metric}[{judge}]{name}": record(value, n=n) for metric, value in values.items()}
-
-
-def _labelled(known: features.Features, shards: Shards, split: str) -> tuple[np.ndarray, np.ndarray]:
-    labels = dict(zip(shards.keys(split), shards.labels(split), strict=True))
-    keys = keys_of(known, split)
-    return known.rows(keys).numpy(), np.array([labels[key] for key in keys])
-
-
-def _knn_predicted(z_train: np.ndarray, y_train: np.ndarray, z: np.ndarray, k: int = 5) -> np.ndarray:
-    nearest = y_train[np.argsort(-(z @ z_train.T), axis=1, kind="stable")[:, :k]]
-    return np.array([np.bincount(row).argmax() for row in nearest])
 
 
 def _generated(shards: Shards, split: str, run_dir: str) -> tuple[np.ndarray, Tensor]:
@@ -261,10 +279,16 @@ def _generated(shards: Shards, split: str, run_dir: str) -> tuple[np.ndarray, Te
     return np.array([place[key] for key in keys]), pictures
 
 
+def _files(config: Config) -> list[Path]:
+    """The small files that say whether what is judged has changed."""
+    features = [Path(run_dir) / "features.json" for run_dir in (config.features, config.aligned_features) if run_dir]
+    runs = (config.generated, config.generated_shuffled, config.generated_image2eeg)
+    aligner = [checkpoint.chosen(config.align).path / "state.json"] if config.align else []
+    return [Path(config.loader.index), *features, *aligner, *(Path(r) / "manifest.json" for r in runs if r)]
+
+
 def _write(context: Context, metrics: Metrics) -> None:
     """metrics.json, and per-trial details for the report."""
     checkpoint.write_json(context.rt.run_dir / "metrics.json", metrics)
     if context.details:
-        partial = context.rt.run_dir / "details.partial"
-        save_file({name: value.contiguous() for name, value in context.details.items()}, partial)
-        partial.replace(context.rt.run_dir / "details.safetensors")
+        checkpoint.save_tensors(context.rt.run_dir / "details.safetensors", context.details)

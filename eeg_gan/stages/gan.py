@@ -5,7 +5,9 @@ the feature of a training trial drawn at random; no label reaches either network
 """
 
 import copy
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +15,29 @@ from torch import Tensor, nn
 from eeg_gan.augment import image as augmentation
 from eeg_gan.augment.adaptive import Adaptive, AdaptiveConfig
 from eeg_gan.config import UserError, to_dict
-from eeg_gan.data import features
+from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import average_gradients, barrier, generator_at, mean_over_ranks, own_part, seed_at
 from eeg_gan.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from eeg_gan.models.stylegan2.discriminator import Discriminator, DiscriminatorConfig
 from eeg_gan.models.stylegan2.generator import Generator, GeneratorConfig
-from eeg_gan.stages.loading import about_data, open_shards
+from eeg_gan.stages.loading import about_data, load_features, open_shards, spread, to_uint8
 from eeg_gan.training import checkpoint, ema, runtime
 from eeg_gan.training.log import grid
-from eeg_gan.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    """Adam at one rate throughout, as StyleGAN2 is trained."""
+
+    lr: float = 2.5e-3  # learning rate
+    beta1: float = 0.0  # Adam's first decay
+    beta2: float = 0.99  # Adam's second decay
+
+    def __post_init__(self):
+        if not self.lr > 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"lr is above 0, beta1 and beta2 lie in [0, 1); got {self.lr}, {self.beta1}, {self.beta2}")
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,8 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     augment: AdaptiveConfig = field(default_factory=AdaptiveConfig)
-    g_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2.5e-3, beta1=0.0, beta2=0.99))
-    d_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2.5e-3, beta1=0.0, beta2=0.99))
+    g_optim: AdamConfig = field(default_factory=AdamConfig)
+    d_optim: AdamConfig = field(default_factory=AdamConfig)
     r1_gamma: float = 0.1  # weight of the R1 penalty; grows with the square of the resolution
     r1_every: int = 16  # batches between two R1 steps (lazy regularisation)
     ema_half_life: int = 10_000  # images in which the averaged generator forgets half
@@ -51,6 +65,8 @@ class Config:
     def __post_init__(self):
         if self.batch < 2 or self.total_images < 1 or self.r1_every < 1:
             raise ValueError("batch must be 2 or more, total_images and r1_every 1 or more")
+        if min(self.checkpoint_every, self.snapshot_every) < 1 or self.seed < 0:
+            raise ValueError("checkpoint_every and snapshot_every count images, 1 or more; seed is 0 or more")
         if self.batch % self.discriminator.mbstd_group:
             raise ValueError(
                 f"discriminator.mbstd_group={self.discriminator.mbstd_group} must divide batch={self.batch}"
@@ -72,13 +88,15 @@ class Players:
 
 
 def run(config: Config) -> None:
+    _check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a run directory is claimed
     with runtime.start("gan", config) as rt:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"))
-        known = features.load(config.features)
-        _check(config, shards, known)
-        rt.inputs(shards=shards.digest, features=known.meta["encoder_digest"])
+        _check_images(config, shards)
+        known = load_features(config.features, shards.split_digest, config.loader.index)
+        files = [config.loader.index, Path(config.features) / "features.json"]
+        rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"])
         rt.reads(("train", "val"))
         train = Reader(shards, "train", config.loader.cache_mb)
         conditions = known.rows(shards.keys("train"))
@@ -214,16 +232,15 @@ def build(config: Config, resolution: int, c_dim: int, device: torch.device) -> 
         g,
         d,
         average,
-        torch.optim.Adam(
-            g.parameters(), lr=config.g_optim.lr, betas=(float(config.g_optim.beta1), float(config.g_optim.beta2))
-        ),
-        torch.optim.Adam(
-            d.parameters(),
-            lr=config.d_optim.lr * lazy,
-            betas=(float(config.d_optim.beta1) ** lazy, float(config.d_optim.beta2) ** lazy),
-        ),
+        _adam(g, config.g_optim),
+        _adam(d, config.d_optim, lazy),
         Adaptive(config.augment),
     )
+
+
+def _adam(network: nn.Module, config: AdamConfig, lazy: float = 1.0) -> torch.optim.Adam:
+    betas = (float(config.beta1) ** lazy, float(config.beta2) ** lazy)
+    return torch.optim.Adam(network.parameters(), lr=config.lr * lazy, betas=betas)
 
 
 def networks(players: Players) -> dict[str, nn.Module]:
@@ -237,9 +254,9 @@ def optimisers(players: Players) -> dict[str, torch.optim.Optimizer]:
 class Fixed:
     """Validation pictures and what the generator makes of their trials; never part of the training stream."""
 
-    def __init__(self, shards: Shards, known: features.Features, config: Config, count: int = 16):
+    def __init__(self, shards: Shards, known: Features, config: Config, count: int = 16):
         reader = Reader(shards, "val", config.loader.cache_mb)
-        trials = [i * reader.n // count for i in range(min(count, reader.n))]
+        trials = spread(reader.n, count)
         self.real = reader.batch(trials)["image"]
         self.c = known.rows([shards.keys("val")[i] for i in trials])
         self.z = torch.randn(len(trials), config.generator.z_dim, generator=generator_at(config.seed, "snapshot", 0))
@@ -268,7 +285,7 @@ class Means:
         return means
 
 
-def save(rt: runtime.Runtime, config: Config, players: Players, images: int, shards: Shards, known: features.Features):
+def save(rt: runtime.Runtime, config: Config, players: Players, images: int, shards: Shards, known: Features):
     if rt.main:
         state = {
             "generator": {"resolution": players.g.resolution, "c_dim": players.g.c_dim, **to_dict(config.generator)},
@@ -285,14 +302,23 @@ def to_float(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    return (pictures * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+def _check_batch(config: Config, processes: int) -> None:
+    step = processes * config.discriminator.mbstd_group
+    if config.batch % step:
+        fit = sorted({max(config.batch // step, 1) * step, (config.batch // step + 1) * step})
+        raise UserError(
+            f"batch={config.batch} does not give each of {processes} processes whole groups of discriminator."
+            f"mbstd_group={config.discriminator.mbstd_group}; set batch to "
+            f"{' or '.join(map(str, fit))}, or another group"
+        )
 
 
-def _check(config: Config, shards: Shards, known: features.Features) -> None:
+def _check_images(config: Config, shards: Shards) -> None:
     if not shards.has_images:
         raise UserError(f"{config.loader.index} has no images; a generator needs data with images")
-    if known.meta["split_digest"] != shards.split_digest:
+    height, width, _ = shards.index["shape"]["image"]
+    if height != width or height < 16 or height & (height - 1):
         raise UserError(
-            f"{config.features} was made on another split than {config.loader.index}; run embed again on it"
+            f"{config.loader.index} holds images of {height} x {width} px, but a generator draws squares whose side is "
+            "a power of two from 16 on; run prepare again with image_size=32"
         )

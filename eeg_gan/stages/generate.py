@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from eeg_gan.data import features
+from eeg_gan.config import UserError
+from eeg_gan.data.features import Features
 from eeg_gan.distributed import barrier, generator_at, rank, world_size
-from eeg_gan.stages.loading import keys_of, load_generator
+from eeg_gan.models.stylegan2.generator import Generator
+from eeg_gan.stages.loading import keys_of, load_features, load_generator, same_encoder, spread, to_uint8
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.log import grid
 
@@ -31,6 +34,8 @@ class Config:
     def __post_init__(self):
         if self.per_trial < 1 or self.batch < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError("per_trial, batch and limit count things, so they are 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"a seed is 0 or more; got seed={self.seed}")
 
 
 def run(config: Config) -> None:
@@ -38,31 +43,50 @@ def run(config: Config) -> None:
         if rt.done:
             return
         generator, state = load_generator(config.gan)
-        known = features.load(config.features)
+        known = conditions_for(config, generator, state)
         keys, conditions = chosen_trials(config, known)
-        rt.inputs(gan=checkpoint.tensors_digest(generator.state_dict()), features=known.meta["encoder_digest"])
+        files = [checkpoint.chosen(config.gan).path / "state.json", Path(config.features) / "features.json"]
+        digest = checkpoint.tensors_digest(generator.state_dict())
+        rt.inputs(files, gan=digest, features=known.meta["encoder_digest"])
         rt.reads((config.split,))
         folder = rt.run_dir / "images"
         folder.mkdir(exist_ok=True)
         generator.to(rt.device)
-        total, images = len(keys) * config.per_trial, []
-        own = [n for n in range(total) if n % world_size() == rank()]
+        total = len(keys) * config.per_trial
         with rt.bar(total) as bar:
-            for start in range(0, len(own), config.batch):
-                numbers = own[start : start + config.batch]
-                images += list(draw(generator, config, numbers, conditions))
-                for number, picture in zip(numbers, images[-len(numbers) :], strict=True):
+            for numbers in rounds(total, config.batch):
+                for number, picture in zip(numbers, draw(generator, config, numbers, conditions), strict=True):
                     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{name(keys, config, number)}.png")
-                bar.update(start * world_size())
+                bar.update(min(total, numbers[-1] + 1) if numbers else total)
                 rt.check_stop()
         barrier()
         if rt.main:
-            _write_manifest(rt.run_dir, config, keys, state)
-            _write_grid(rt.run_dir, images)
+            _write_manifest(rt.run_dir, config, keys, state, digest)
+            _write_grid(rt.run_dir, [folder / f"{name(keys, config, n)}.png" for n in spread(total, 64)])
         rt.finish(f"{total} images of {config.split} trials ({config.condition} EEG)")
 
 
-def chosen_trials(config: Config, known: features.Features) -> tuple[list[str], Tensor]:
+def rounds(total: int, batch: int) -> list[list[int]]:
+    """The numbers of this rank's pictures by batches; as many on every rank, for ranks agree after each (maybe [])."""
+    own, count = range(rank(), total, world_size()), -(-total // (world_size() * batch))
+    return [list(own[i * batch : (i + 1) * batch]) for i in range(count)]
+
+
+def conditions_for(config: Config, generator: Generator, state: dict) -> Features:
+    """The features, which must be what the generator was trained on: division, length, and encoder of the EEG."""
+    known = load_features(config.features, state["data"]["split_digest"], config.gan)
+    dim = known.features.shape[1]
+    if dim != generator.c_dim:
+        raise UserError(
+            f"{config.features} holds features of length {dim}, but {config.gan} was trained on length "
+            f"{generator.c_dim}; give the features that it was trained on"
+        )
+    if known.meta.get("of") != "images through image2eeg":  # those imitate the encoder that the regressor learned from
+        same_encoder(known, state["encoder_digest"], config.features, config.gan)
+    return known
+
+
+def chosen_trials(config: Config, known: Features) -> tuple[list[str], Tensor]:
     """The keys of the split's trials and the condition of each."""
     keys = keys_of(known, config.split)
     conditions = known.rows(keys)
@@ -70,30 +94,33 @@ def chosen_trials(config: Config, known: features.Features) -> tuple[list[str], 
         order = torch.randperm(len(keys), generator=generator_at(config.seed, "shuffle", 0))
         conditions = conditions[order.roll(1)][order.argsort()]  # along one cycle, so that no trial keeps its own
     if config.limit is not None and config.limit < len(keys):
-        picked = [i * len(keys) // config.limit for i in range(config.limit)]
+        picked = spread(len(keys), config.limit)
         return [keys[i] for i in picked], conditions[picked]
     return keys, conditions
 
 
-def draw(generator, config: Config, numbers: list[int], conditions: Tensor) -> Tensor:
+def draw(generator: Generator, config: Config, numbers: list[int], conditions: Tensor) -> Tensor:
     """uint8 [B, 3, H, W]; an image's z depends on its number alone, so any machine layout gives the same picture."""
+    if not numbers:
+        return torch.empty(0, 3, generator.resolution, generator.resolution, dtype=torch.uint8)
     device = next(generator.parameters()).device
     z = torch.stack([torch.randn(generator.z_dim, generator=generator_at(config.seed, "z", n)) for n in numbers])
     c = conditions[[n // config.per_trial for n in numbers]]
     with torch.no_grad():
         images = generator(z.to(device), c.to(device), noise="const", psi=config.psi)
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu()
+    return to_uint8(images).cpu()
 
 
 def name(keys: list[str], config: Config, number: int) -> str:
     return f"{keys[number // config.per_trial]}-{number % config.per_trial}"
 
 
-def _write_manifest(run_dir: Path, config: Config, keys: list[str], state: dict) -> None:
+def _write_manifest(run_dir: Path, config: Config, keys: list[str], state: dict, digest: str) -> None:
     checkpoint.write_json(
         run_dir / "manifest.json",
         {
             "gan": config.gan,
+            "gan_digest": digest,
             "condition": config.condition,
             "psi": config.psi,
             "seed": config.seed,
@@ -106,6 +133,8 @@ def _write_manifest(run_dir: Path, config: Config, keys: list[str], state: dict)
     )
 
 
-def _write_grid(run_dir: Path, images: list[Tensor]) -> None:
-    shown = torch.stack(images[:: max(1, len(images) // 64)][:64])
-    Image.fromarray(grid(shown, 8).permute(1, 2, 0).numpy()).save(run_dir / "grid.png")
+def _write_grid(run_dir: Path, files: list[Path]) -> None:
+    """Read back from disk, for other ranks have drawn some of them."""
+    pictures = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    whole = grid(torch.from_numpy(pictures).permute(0, 3, 1, 2), 8)
+    Image.fromarray(whole.permute(1, 2, 0).numpy()).save(run_dir / "grid.png")

@@ -4,17 +4,18 @@ Singh & Raman, WACV 2024, section 3.4. The target of an image is the EEG feature
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from eeg_gan.config import UserError, to_dict
-from eeg_gan.data import features
+from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
 from eeg_gan.distributed import barrier, own_part, rank, seed_at
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
-from eeg_gan.stages.loading import about_data, embed_images, open_shards, unique_images
+from eeg_gan.stages.loading import about_data, embed_images, load_features, open_shards, unique_images
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library, evaluating
 from eeg_gan.training.optim import OptimConfig
@@ -38,6 +39,8 @@ class Config:
     def __post_init__(self):
         if self.batch < 1 or self.total_images < 1:
             raise ValueError("batch and total_images count trials, so they are 1 or more")
+        if min(self.evaluate_every, self.checkpoint_every) < 1:
+            raise ValueError("evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
 
 @dataclass
@@ -56,8 +59,10 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", "val"))
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and this stage reads images; leave it out")
-        known, tower = features.load(config.features), build_tower(config.tower)
-        rt.inputs(shards=shards.digest, features=known.meta["encoder_digest"], tower=tower_digest(tower))
+        known = load_features(config.features, shards.split_digest, config.loader.index)
+        tower = build_tower(config.tower)
+        files = [config.loader.index, Path(config.features) / "features.json"]
+        rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"], tower=tower_digest(tower))
         rt.reads(("train", "val"))
         train, val = (pairs(rt, shards, split, tower, known) for split in ("train", "val"))
 
@@ -107,7 +112,7 @@ def run(config: Config) -> None:
         rt.finish(f"validation: cosine of predicted and measured feature {best['cosine']:.3f}")
 
 
-def pairs(rt: runtime.Runtime, shards, split: str, tower, known: features.Features) -> Pairs:
+def pairs(rt: runtime.Runtime, shards, split: str, tower, known: Features) -> Pairs:
     reader = Reader(shards, split, rt.config.loader.cache_mb)
     first, numbers = unique_images(shards, split)
     embeddings = embed_images(tower, reader, first, rt.device).cpu()

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from eeg_gan.config import UserError, from_dict
+from eeg_gan.config import UserError, differences, from_dict
+from eeg_gan.data import features
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
@@ -71,6 +72,36 @@ def _same_data(trained: dict, given: dict, run_dir: str | Path) -> None:
     ):
         if trained[key] != given[key]:
             raise UserError(f"{run_dir} was trained with {key} {trained[key]}, but the data have {given[key]}: {cure}")
+    configs = (about["preprocessing"].get("config", {}) for about in (trained, given))
+    changed = differences(*configs)
+    if changed:
+        raise UserError(
+            f"{run_dir} was trained on EEG that was preprocessed otherwise ({'; '.join(changed)}); "
+            "prepare the data as then, or train again on these"
+        )
+
+
+def load_features(run_dir: str | Path, split_digest: str, other: str | Path) -> Features:
+    """The features of an embed run; refuses those of another division than `other` (an index, a run_dir) has."""
+    known = features.load(run_dir)
+    missing = {"splits", "encoder_digest", "split_digest"} - known.meta.keys()
+    if missing:
+        raise UserError(f"{run_dir}/features.json lacks {', '.join(sorted(missing))}; run embed again")
+    if known.meta["split_digest"] != split_digest:
+        raise UserError(
+            f"{run_dir} was made on another split than {other}, so its test trials may have been trained on; "
+            "run embed again on the shards of that one"
+        )
+    return known
+
+
+def same_encoder(known: Features, digest: str, run_dir: str | Path, other: str | Path) -> None:
+    """Refuses features of another encoder than the one that `other` was made with."""
+    if known.meta["encoder_digest"] != digest:
+        raise UserError(
+            f"{run_dir} holds features of another encoder than {other} was made with, so their axes mean something "
+            "else; run embed again with that encoder"
+        )
 
 
 @dataclass
@@ -140,6 +171,16 @@ def read_generated(run_dir: str | Path) -> tuple[list[str], Tensor]:
     rows = json.loads(path.read_text())["images"]
     pictures = [np.asarray(Image.open(path.parent / row["file"]).convert("RGB")) for row in rows]
     return [row["key"] for row in rows], torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def spread(n: int, count: int) -> list[int]:
+    """`count` of the numbers 0 .. n - 1, evenly spread, or all where there are no more."""
+    return [i * n // count for i in range(count)] if count < n else list(range(n))
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """A generator's float images, nominally in [-1, 1], as uint8."""
+    return (pictures * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def unique_images(shards: Shards, split: str) -> tuple[list[int], torch.Tensor]:

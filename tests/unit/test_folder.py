@@ -4,6 +4,7 @@ import yaml
 from PIL import Image
 
 from eeg_gan.config import UserError
+from eeg_gan.data.shards import LONGEST_KEY
 from eeg_gan.data.sources.folder import Folder
 
 CARD = {"name": "own", "sfreq": 100, "ch_names": ["Oz", "Pz"], "design": "event-randomised", "licence": "CC0"}
@@ -233,3 +234,16 @@ def test_object_array_is_never_unpickled(folder):
 def test_card_mistake_names_the_key(folder):
     write_card(folder, CARD | {"licens": "x"})
     refused(folder, "dataset.yaml", "licens", "did you mean licence?")
+
+
+def test_keys_fit_into_shards(folder):
+    names = [f"{'a' * 60}/{'b' * 60}{end}.npy" for end in (1, 2)]
+    (folder / ("a" * 60)).mkdir()
+    for name in names:
+        np.save(folder / name, np.ones((2, 8)))
+    write_rows(folder, HEADER, [[name, *row[1:]] for name, row in zip(names, ROWS, strict=True)])
+    keys = [trial["key"] for trial in Folder(folder).trials]
+    assert len(set(keys)) == 2 and all(len(key) == LONGEST_KEY and key.startswith("a" * 60 + "_b") for key in keys)
+    assert keys == [trial["key"] for trial in Folder(folder).trials]
+    write_rows(folder, ["key", *HEADER], [["k" * 91, *ROWS[0]], ["k", *ROWS[1]]])
+    refused(folder, "row 2", "has 91 letters", "shorten it")

@@ -7,7 +7,7 @@ import webdataset
 
 from eeg_gan.config import UserError
 from eeg_gan.data.card import Card
-from eeg_gan.data.shards import Shards, image_digest, write_shards
+from eeg_gan.data.shards import LONGEST_KEY, Shards, image_digest, write_shards
 from eeg_gan.data.splits import digest
 from eeg_gan.data.trial import META_FIELDS, Sample
 
@@ -154,3 +154,21 @@ def test_samples_that_disagree(tmp_path):
     for said, second in bad.items():
         with pytest.raises(UserError, match=said):
             write_shards(tmp_path, {"train": [good, second]}, 2, CARD, {}, {"by": "stimulus"}, "float16")
+
+
+def test_the_longest_key_is_written_and_a_longer_one_refused(tmp_path):
+    for length in (LONGEST_KEY, LONGEST_KEY + 1):
+        key = "k" * length
+        own = Sample(key, np.zeros((2, 8), np.float32), None, {"key": key, "label": 0, "subject": "s"})
+        if length == LONGEST_KEY:
+            write_shards(tmp_path, {"train": [own]}, 2, CARD, {"scale": {}}, {"by": "stimulus"})
+            assert Shards(tmp_path / "index.json", ("train",)).read("train", 0).key == key
+            continue
+        with pytest.raises(UserError, match="90 letters at most"):
+            write_shards(tmp_path, {"train": [own]}, 2, CARD, {"scale": {}}, {"by": "stimulus"})
+
+
+def test_a_split_that_is_not_there_names_the_cure(tmp_path):
+    write(tmp_path, {"train": 2, "test": 2})
+    with pytest.raises(UserError, match="no split val; it holds test, train; run prepare again with split.val above 0"):
+        Shards(tmp_path / "index.json")

@@ -138,3 +138,12 @@ def test_mistakes():
 def test_digest_depends_on_membership_only():
     assert digest({"train": ["a", "b"], "val": ["c"]}) == digest({"val": ["c"], "train": ["b", "a"]})
     assert digest({"train": ["a", "b"], "val": ["c"]}) != digest({"train": ["a"], "val": ["b", "c"]})
+
+
+def test_an_empty_split_says_who_needs_it(caplog):
+    assign(trials(), SplitConfig(train=0.8, val=0.0, test=0.2), card())
+    assert "no trial is in val" in caplog.text and "stages that train need train and val" in caplog.text
+    with pytest.raises(UserError, match="split.by=subject: there are 2 groups.*set a fraction to 0 .stages that train"):
+        assign(trials(), SplitConfig(by="subject"), card())
+    with pytest.raises(UserError, match="split.by=trial is refused.*split.allow_confounded=true"):
+        assign(trials(), SplitConfig(by="trial"), card())

@@ -218,6 +218,7 @@ def resolutions_up_to(resolution: int) -> list[int]:
     """[4, 8, .., resolution]."""
     if resolution not in [2**k for k in range(4, 11)]:
         raise UserError(
-            f"the resolution is a power of two from 16 to 1024 px; got {resolution}; run prepare again with image_size=32"
+            f"the resolution is a power of two from 16 to 1024 px; got {resolution}; "
+            "run prepare again with image_size=32"
         )
     return [2**k for k in range(2, resolution.bit_length())]
