@@ -44,6 +44,15 @@ def draw_and_apply(
     return x
 
 
+def blend(x: Tensor, partner: Tensor, generator: torch.Generator, most: float, part: slice, total: int) -> Tensor:
+    """(x + a y) / |(1, a)| for trials x and partners y [B, C, T] that share what is to be learnt, a in [0, most].
+
+    What both trials share adds up and the noise does not, so the mean signal-to-noise of a batch rises.
+    """
+    a = most * torch.rand(total, 1, 1, generator=generator)[part].to(x)
+    return (x + a * partner) / (1 + a * a).sqrt()
+
+
 def time_shift(
     x: Tensor, generator: torch.Generator, most: int, part: slice | None = None, total: int | None = None
 ) -> Tensor:

@@ -31,7 +31,6 @@ class LoaderConfig:
     index: str  # index.json that prepare wrote
     cache_mb: int = 1024  # memory for decoded samples; 0 decodes anew each time
     workers: int = 0  # threads that decode; 0 decodes in the thread that asks
-    mode: Literal["local", "stream"] = "local"  # stream: shards over pipes and URLs, not exactly resumable
     verify: Literal["digest", "size"] = "digest"  # how shards are checked when opened
 
     def __post_init__(self):

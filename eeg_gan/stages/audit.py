@@ -38,7 +38,10 @@ def run(config: Config) -> None:
         rt.inputs([config.loader.index], shards=shards.digest)
         rt.start_log()
         rt.reads(("train", "val", "test"))
-        readers = {split: Reader(shards, split, config.loader.cache_mb) for split in ("train", "val", "test")}
+        readers = {
+            split: Reader(shards, split, config.loader.cache_mb, config.loader.workers)
+            for split in ("train", "val", "test")
+        }
         with rt.bar(3) as bar:
             eeg = {split: reader.eeg_all().numpy() for split, reader in readers.items()}
             bar.update(1)

@@ -101,7 +101,9 @@ def _pictures(rt: runtime.Runtime, split: str) -> tuple[Tensor, Tensor]:
     """The distinct images of a split, uint8 [M, 3, H, W], and their labels [M]."""
     shards = open_shards(rt.config.loader, (split,))
     rt.reads((split,))
-    batch = Reader(shards, split, rt.config.loader.cache_mb).batch(unique_images(shards, split)[0])
+    batch = Reader(shards, split, rt.config.loader.cache_mb, rt.config.loader.workers).batch(
+        unique_images(shards, split)[0]
+    )
     return batch["image"], batch["label"]
 
 

@@ -44,7 +44,7 @@ def run(config: Config) -> None:
         with rt.bar(sum(shards.n(split) for split in config.splits)) as bar:
             done = 0
             for split in config.splits:
-                parts[split] = forward(Reader(shards, split, config.loader.cache_mb))
+                parts[split] = forward(Reader(shards, split, config.loader.cache_mb, config.loader.workers))
                 bar.update(done := done + shards.n(split))
                 rt.check_stop()
         if rt.main:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eeg_gan.augment.eeg import EEGAugmentConfig, draw_and_apply
+from eeg_gan.augment.eeg import EEGAugmentConfig, blend, draw_and_apply
 from eeg_gan.config import to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
 from eeg_gan.data.shards import Shards
@@ -76,7 +76,9 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", "val"))
         rt.inputs([config.loader.index], shards=shards.digest)
         rt.reads(("train", "val"))
-        train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
+        train, val = (
+            Reader(shards, split, config.loader.cache_mb, config.loader.workers) for split in ("train", "val")
+        )
         labels = shards.labels("train")
         classes = min(config.classes_per_batch, len(set(labels.tolist())))
         batch = classes * config.trials_per_class
@@ -130,7 +132,7 @@ def build(config: Config, shards: Shards) -> Encoder:
 
 
 def blended(train: Reader, indices: np.ndarray, config: Config, images: int, part: slice) -> Tensor:
-    """EEG [b, C, T] of this rank's part, each trial x as (x + a y) / |(1, a)| with y of its class and a in [0, mix]."""
+    """EEG [b, C, T] of this rank's part, each trial blended with another of its class."""
     eeg = train.batch(indices[part])["eeg"]
     if config.mix == 0:
         return eeg
@@ -139,8 +141,7 @@ def blended(train: Reader, indices: np.ndarray, config: Config, images: int, par
     place = np.arange(len(indices))
     first = place - place % config.trials_per_class  # classes lie one after the other in a balanced batch
     partner = indices[first + (place + step) % config.trials_per_class]
-    a = config.mix * torch.rand(len(indices), 1, 1, generator=generator)[part]
-    return (eeg + a * train.batch(partner[part])["eeg"]) / (1 + a * a).sqrt()
+    return blend(eeg, train.batch(partner[part])["eeg"], generator, config.mix, part, len(indices))
 
 
 def weights(model: Encoder) -> dict[str, nn.Module]:

@@ -73,7 +73,7 @@ class Context:
     details: dict[str, Tensor] = field(default_factory=dict)
 
     def reader(self, split: str) -> Reader:
-        return Reader(self.shards, split, self.config.loader.cache_mb)
+        return Reader(self.shards, split, self.config.loader.cache_mb, self.config.loader.workers)
 
     def features(self, run_dir: str) -> Features:
         return load_features(run_dir, self.shards.split_digest, self.config.loader.index)
@@ -97,6 +97,7 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", config.split))
         rt.inputs(_files(config), shards=shards.digest)
         rt.reads(("train", config.split))
+        rt.start_log()
         context, metrics = Context(config, rt, shards), {}
         parts = (stage1, lda, aligned, images)
         with rt.bar(len(parts)) as bar:
@@ -106,6 +107,8 @@ def run(config: Config) -> None:
                 rt.check_stop()
         if rt.main:
             _write(context, metrics)
+        known = {name: m["value"] for name, m in metrics.items() if m["value"] is not None}
+        rt.log.scalars(0, {f"{name} ({config.split})": value for name, value in known.items()})
         rt.finish("; ".join(f"{name} {m['value']:.3f}" for name, m in metrics.items() if name in HEADLINE))
 
 

@@ -98,7 +98,7 @@ def run(config: Config) -> None:
         files = [config.loader.index, Path(config.features) / "features.json"]
         rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"])
         rt.reads(("train", "val"))
-        train = Reader(shards, "train", config.loader.cache_mb)
+        train = Reader(shards, "train", config.loader.cache_mb, config.loader.workers)
         conditions = known.rows(shards.keys("train"))
         players = build(config, shards.image_size, conditions.shape[1], rt.device)
         images, state = checkpoint.resume(rt.run_dir, networks(players), optimisers(players))
@@ -255,7 +255,7 @@ class Fixed:
     """Validation pictures and what the generator makes of their trials; never part of the training stream."""
 
     def __init__(self, shards: Shards, known: Features, config: Config, count: int = 16):
-        reader = Reader(shards, "val", config.loader.cache_mb)
+        reader = Reader(shards, "val", config.loader.cache_mb, config.loader.workers)
         trials = spread(reader.n, count)
         self.real = reader.batch(trials)["image"]
         self.c = known.rows([shards.keys("val")[i] for i in trials])

@@ -49,6 +49,7 @@ def run(config: Config) -> None:
         digest = checkpoint.tensors_digest(generator.state_dict())
         rt.inputs(files, gan=digest, features=known.meta["encoder_digest"])
         rt.reads((config.split,))
+        rt.start_log()
         folder = rt.run_dir / "images"
         folder.mkdir(exist_ok=True)
         generator.to(rt.device)
@@ -62,7 +63,7 @@ def run(config: Config) -> None:
         barrier()
         if rt.main:
             _write_manifest(rt.run_dir, config, keys, state, digest)
-            _write_grid(rt.run_dir, [folder / f"{name(keys, config, n)}.png" for n in spread(total, 64)])
+            _write_grid(rt, [folder / f"{name(keys, config, n)}.png" for n in spread(total, 64)])
         rt.finish(f"{total} images of {config.split} trials ({config.condition} EEG)")
 
 
@@ -133,8 +134,9 @@ def _write_manifest(run_dir: Path, config: Config, keys: list[str], state: dict,
     )
 
 
-def _write_grid(run_dir: Path, files: list[Path]) -> None:
+def _write_grid(rt: runtime.Runtime, files: list[Path]) -> None:
     """Read back from disk, for other ranks have drawn some of them."""
     pictures = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     whole = grid(torch.from_numpy(pictures).permute(0, 3, 1, 2), 8)
-    Image.fromarray(whole.permute(1, 2, 0).numpy()).save(run_dir / "grid.png")
+    Image.fromarray(whole.permute(1, 2, 0).numpy()).save(rt.run_dir / "grid.png")
+    rt.log.pictures(0, "generated/evenly spread trials", whole)

@@ -113,7 +113,7 @@ def run(config: Config) -> None:
 
 
 def pairs(rt: runtime.Runtime, shards, split: str, tower, known: Features) -> Pairs:
-    reader = Reader(shards, split, rt.config.loader.cache_mb)
+    reader = Reader(shards, split, rt.config.loader.cache_mb, rt.config.loader.workers)
     first, numbers = unique_images(shards, split)
     embeddings = embed_images(tower, reader, first, rt.device).cpu()
     subjects = torch.tensor([reader.subjects.index(meta["subject"] or "") for meta in shards.metas(split)])
