@@ -52,6 +52,10 @@ log = logging.getLogger("eeg_gan")
 
 def entry() -> None:
     """The console script."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # OpenMP threads that spin at every small barrier cost nothing on an idle machine, but where another program
+        # has a core they wait for a thread that is not running: 54 against 176 images per s in the GAN on two cores.
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     sys.exit(main(sys.argv[1:]))
 
 
