@@ -86,6 +86,7 @@ def plan(config: Config) -> list[Callable[[], None]]:
 def stages(config: Config) -> dict[str, dict[str, Any]]:
     """The pipeline of the demo, in the form in which a YAML names it."""
     seed = {"seed": config.seed}
+    draw = {"gan": "{run_dir}/gan", "psi": 0.5, **seed}
     tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
     augment = {"shift": 2, "noise": 0.2, "drop": 0.05, "scale": 0.2}
     simulated = {
@@ -157,20 +158,9 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "checkpoint_every": max(config.gan_images // 5, 1),
             **seed,
         },
-        "generate": {"gan": "{run_dir}/gan", "features": "{run_dir}/embed", **seed},
-        "generate_shuffled": {
-            "verb": "generate",
-            "gan": "{run_dir}/gan",
-            "features": "{run_dir}/embed",
-            "condition": "shuffled",
-            **seed,
-        },
-        "generate_image2eeg": {
-            "verb": "generate",
-            "gan": "{run_dir}/gan",
-            "features": "{run_dir}/embed_image2eeg",
-            **seed,
-        },
+        "generate": {"features": "{run_dir}/embed", **draw},
+        "generate_shuffled": {"verb": "generate", "features": "{run_dir}/embed", "condition": "shuffled", **draw},
+        "generate_image2eeg": {"verb": "generate", "features": "{run_dir}/embed_image2eeg", **draw},
         "evaluate": {
             "features": "{run_dir}/embed_triplet",
             "align": "{run_dir}/align",

@@ -17,6 +17,8 @@ from eeg_gan.stages.loading import keys_of, load_features, load_generator, same_
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.log import grid
 
+MEAN_OF = 32  # draws of z behind the mean w of a condition
+
 
 @dataclass(frozen=True)
 class Config:
@@ -26,7 +28,7 @@ class Config:
     split: Literal["train", "val", "test"] = "test"  # whose trials are drawn; no label is read
     condition: Literal["own", "shuffled"] = "own"  # shuffled gives each trial another trial's feature, as a control
     per_trial: int = 1  # images per trial, each from its own z
-    psi: float = 1.0  # truncation towards the mean w; 1 is none
+    psi: float = 1.0  # truncation towards the mean w of the trial's own condition; 1 is none, less is more typical
     limit: int | None = None  # at most so many trials, evenly spread; null takes all
     batch: int = 64  # images at a time
     seed: int = 0  # of z and of the shuffle
@@ -108,8 +110,20 @@ def draw(generator: Generator, config: Config, numbers: list[int], conditions: T
     z = torch.stack([torch.randn(generator.z_dim, generator=generator_at(config.seed, "z", n)) for n in numbers])
     c = conditions[[n // config.per_trial for n in numbers]]
     with torch.no_grad():
-        images = generator(z.to(device), c.to(device), noise="const", psi=config.psi)
-    return to_uint8(images).cpu()
+        ws = generator.mapping(z.to(device), c.to(device))
+        if config.psi != 1:
+            ws = mean_ws(generator, c.to(device), config.seed).lerp(ws, config.psi)
+        return to_uint8(generator.synthesis(ws, "const")).cpu()
+
+
+def mean_ws(generator: Generator, c: Tensor, seed: int) -> Tensor:
+    """The mean over z of each condition's ws [B, num_ws, w_dim].
+
+    Truncation towards the global mean would pull all conditions together; this one keeps them apart.
+    """
+    z = torch.randn(MEAN_OF, generator.z_dim, generator=generator_at(seed, "truncation", 0)).to(c)
+    ws = generator.mapping(z.repeat(len(c), 1), c.repeat_interleave(MEAN_OF, 0))
+    return ws.unflatten(0, (len(c), MEAN_OF)).mean(1)
 
 
 def name(keys: list[str], config: Config, number: int) -> str:

@@ -12,7 +12,7 @@ from eeg_gan.stages import figures
 from eeg_gan.stages.report_runs import Runs
 from eeg_gan.training.log import read_stats
 
-MAP_POINTS = 1500  # t-SNE takes minutes beyond
+MAP_POINTS = 800  # as many as a map can show; t-SNE takes ten seconds for each thousand
 MAPS = (
     ("embed_triplet", "the EEG feature of stage 1 (triplet loss)"),
     ("embed", "the EEG feature after alignment with images (stage 2)"),
