@@ -110,13 +110,11 @@ def test_generated_pictures_do_not_depend_on_the_batch(tmp_path, runs):
 
 
 def test_truncation_pulls_towards_the_mean_of_the_own_condition(tmp_path, runs):
-    means = []
-    for seed in (0, 1):  # at psi 0 nothing of z is left
-        words = [f"gan={runs}/gan", f"features={runs}/embed", f"run_dir={tmp_path}/{seed}", "psi=0.0", "per_trial=2"]
-        assert cli.main(["generate", debug("generate"), *words]) == 0
-        means.append(read_generated(tmp_path / str(seed))[1].int())
-    assert (means[0][0::2] == means[0][1::2]).all() and (means[0] - means[1]).abs().max() <= 1
-    assert (means[0][0] != means[0][2]).any(), "conditions stay apart"
+    words = [f"gan={runs}/gan", f"features={runs}/embed", f"run_dir={tmp_path}/g", "psi=0.0", "per_trial=2"]
+    assert cli.main(["generate", debug("generate"), *words]) == 0
+    pictures = read_generated(tmp_path / "g")[1]
+    assert (pictures[0::2] == pictures[1::2]).all(), "at psi 0 nothing of z is left"
+    assert (pictures[0] != pictures[2]).any(), "conditions stay apart"
 
 
 def test_shuffled_conditions_leave_no_trial_its_own(runs):
