@@ -42,7 +42,7 @@ class Config:
     encode_images: int = 100_000  # trials for stage 1
     align_images: int = 40_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
-    gan_images: int = 84_000  # images for stage 3
+    gan_images: int = 80_000  # images for stage 3
     judge_steps: int = 1000  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw

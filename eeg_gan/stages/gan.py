@@ -240,7 +240,7 @@ def build(config: Config, resolution: int, c_dim: int, device: torch.device) -> 
 
 def _adam(network: nn.Module, config: AdamConfig, lazy: float = 1.0) -> torch.optim.Adam:
     betas = (float(config.beta1) ** lazy, float(config.beta2) ** lazy)
-    return torch.optim.Adam(network.parameters(), lr=config.lr * lazy, betas=betas)
+    return torch.optim.Adam(network.parameters(), lr=config.lr * lazy, betas=betas, fused=True)
 
 
 def networks(players: Players) -> dict[str, nn.Module]:

@@ -204,7 +204,8 @@ def minibatch_deviation(x: Tensor, group: int) -> Tensor:
     with full_precision(x):
         grouped = x.unflatten(0, (n // group, group))
         grouped = grouped.float() if x.dtype != torch.float64 else grouped
-        deviation = (grouped.var(dim=1, correction=0) + EPS).sqrt().mean(dim=(1, 2, 3))
+        centred = grouped - grouped.mean(dim=1, keepdim=True)  # `var` is ten times slower on a CPU
+        deviation = (centred.square().mean(dim=1) + EPS).sqrt().mean(dim=(1, 2, 3))
     feature = deviation.repeat_interleave(group, output_size=n).to(x.dtype)[:, None, None, None]
     return torch.cat([x, feature.expand(n, 1, *x.shape[2:])], dim=1)
 
