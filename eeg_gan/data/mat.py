@@ -4,6 +4,7 @@ HDF5 keeps MATLAB's column-major arrays with their axes reversed: what MATLAB ca
 [N, 32, 124]. A variable may lie at the top or one level down, in a struct.
 """
 
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from eeg_gan.config import UserError
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 USER_BLOCK = 512  # bytes that MATLAB puts before the HDF5 file
-DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, MemoryError, zlib.error)
+DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, zlib.error)
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -57,9 +58,23 @@ def _guarded(path: Path, read_file: Any) -> Any:
 
 
 def _shapes_v5(path: Path) -> dict[str, tuple[int, ...]]:
-    from scipy.io import whosmat
+    _check_whole(path)
+    return {name: tuple(shape) for name, shape, _ in _whos(path)}
 
-    return {name: tuple(shape) for name, shape, _ in whosmat(path)}
+
+def _check_whole(path: Path) -> None:
+    """scipy passes over the variables of a version 5 file without noticing that the last one is cut off."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(128)
+        order = {b"IM": "<", b"MI": ">"}.get(head[126:128])
+        place = len(head)
+        while order and place < size:
+            file.seek(place)
+            tag = file.read(8)
+            place += 8 + struct.unpack(f"{order}II", tag)[1] if len(tag) == 8 else size
+    if order and place > size:
+        raise EOFError(f"it ends {place - size} bytes too early")
 
 
 def _read_v5(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ ENDINGS = (".edf", ".bdf", ".fif", ".set", ".vhdr")
 LATER_PART = re.compile(r"(_split-(0*[2-9]|0*\d{2,})_.*|-\d+)\.fif$")  # MNE reads it with the first part
 SKIPPED = {"derivatives", "sourcedata", "code", "stimuli"}
 OTHERS = re.compile(r"(?i)^(EEG )?(V?EOG|HEOG|ECG|EKG|EMG|GSR|EDA|RESP|STI|TRIG|STATUS|MARKER|PHOTO|ACC|GYRO|AUX)")
-BAD = re.compile(r"(?i)^(bad|edge|boundary)")  # annotations over which no trial may reach
+BAD = re.compile(r"(?i)^(bad|edge|boundary|new segment)([ _/]|$)")  # annotations over which no trial may reach
 OPEN = 2  # files: MNE holds all of a .set whose data are inside
 log = logging.getLogger("eeg_gan")
 
@@ -48,7 +48,8 @@ class Continuous:
         self.names_seen: set[str] = set()  # of events
         self.sfreq = float(self._raw(files[0]).info["sfreq"])
         self._others: dict[str, str] = {}  # channels that are no EEG -> their type
-        self._bads: dict[str, Path] = {}
+        self._bads: dict[str, Path] = {}  # channel -> first file where it is bad
+        self._there: set[str] = set()  # channels of any file
         first = self._eeg_channels(files[0])
         for file in files[1:]:
             self._check_same(file, first)
@@ -139,7 +140,7 @@ class Continuous:
         return self._raws[file]
 
     def _eeg_channels(self, file: Path) -> list[str]:
-        """Names of the EEG channels; notes the others and the bad ones."""
+        """Names of the EEG channels that are wanted; notes the others and the bad ones."""
         raw = self._raw(file)
         table = bids.sidecar(file, self.root, "channels.tsv")
         listed = {row.get("name"): row for _, row in bids.read_table(table)} if table else {}
@@ -153,7 +154,8 @@ class Continuous:
             if listed.get(name, {}).get("status") == "bad" or name in raw.info["bads"]:
                 self._bads.setdefault(name, file)
         self._others |= {name: kind for name, kind in types.items() if kind != "eeg"}
-        names = [name for name, kind in types.items() if kind == "eeg"]
+        self._there |= types.keys()
+        names = [name for name, kind in types.items() if kind == "eeg" and name not in self.config.drop_channels]
         if not names:
             raise UserError(f"{file} has no EEG channel, only {', '.join(types)}; correct types in channels.tsv")
         return names
@@ -166,8 +168,7 @@ class Continuous:
                 "one of them, or choose files by source.recordings.files"
             )
         own = self._eeg_channels(file)
-        left_out = set(self.config.drop_channels)
-        differing = sorted(set(own) ^ set(first) - left_out) if set(own) - left_out != set(first) - left_out else []
+        differing = sorted(set(own) ^ set(first))
         if differing:
             raise UserError(
                 f"{file} and {self.files[0]} differ in EEG channels ({', '.join(differing[:8])}); leave these out by "
@@ -186,13 +187,12 @@ class Continuous:
         if bads:
             places = ", ".join(f"{name} in {self._bads[name]}" for name in bads)
             log.warning("channels marked bad are %s: %s", self._verb(), places)
-        unknown = sorted(set(self.config.drop_channels) - set(names) - self._others.keys())
+        unknown = sorted(set(self.config.drop_channels) - self._there)
         if unknown:
             raise UserError(
                 f"source.recordings.drop_channels: no channel is named {unknown[0]}; there are {', '.join(names)}"
             )
-        gone = {*self.config.drop_channels, *(bads if self.config.bad_channels == "drop" else ())}
-        kept = tuple(name for name in names if name not in gone)
+        kept = tuple(name for name in names if name not in bads or self.config.bad_channels == "keep")
         if not kept:
             raise UserError(f"{self.files[0]}: no EEG channel is left; set source.recordings.bad_channels=keep")
         return kept

@@ -26,6 +26,7 @@ from eeg_gan.data.trial import complete
 
 UV_PER_V = 1e6  # MNE holds volts
 PLAUSIBLE_UV = (0.01, 10_000)  # deviation over a trial of the median channel
+NAMED = 5  # files in messages
 log = logging.getLogger("eeg_gan")
 
 
@@ -77,7 +78,8 @@ class Recordings:
         self._n_times = round((config.tmax_s - config.tmin_s) * self.sfreq)
         if self._n_times < 1:
             raise UserError(f"source.recordings.tmin_s to tmax_s holds no sample at {self.sfreq:g} Hz; widen it")
-        self._dropped: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()  # why -> how many
+        self._outside: Counter[str] = Counter()  # file -> how many
         kept = [(file, number, event) for file in files for number, event in self._events(file)]
         self._images = self._image_folder([event for _, _, event in kept])
         self.class_names = self._class_names(kept)
@@ -113,7 +115,7 @@ class Recordings:
                 self._dropped["that classes does not name"] += 1
             elif start < 0 or stop > length:
                 self._dropped["that reach outside of their recording"] += 1
-                log.warning("%s: the trial at %.3f s reaches outside of the recording", file, event.sample / self.sfreq)
+                self._outside[file.name] += 1
             elif any(start < end and stop > begin for begin, end in bad_spans):
                 self._dropped["in a stretch that is marked bad"] += 1
             else:
@@ -219,6 +221,8 @@ class Recordings:
     def _report(self) -> None:
         if self._dropped:
             log.info("left out: %s", self._left_out())
+        for file, n in list(self._outside.items())[:NAMED]:
+            log.warning("%s: trials that reach outside of the recording: %d", file, n)
         if self.config.names is None and not all("sub" in bids.entities(file) for file, _ in self._places):
             log.warning("files are not named sub-...: each counts as a subject; set source.recordings.names")
         deviation = float(np.median(self.eeg(0).std(axis=1)))

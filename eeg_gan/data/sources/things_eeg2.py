@@ -275,7 +275,7 @@ def _load_dict(path: Path) -> dict:
 
 
 def _channels_and_times(path: Path, held: dict) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names [C] and times [T] in s; the code of NICE cuts the baseline off the EEG but not off times: the last T hold."""
+    """Names [C] and times [T] in s; NICE cuts the baseline off the EEG but not off times, so the last T hold."""
     names, times = tuple(map(str, held["ch_names"])), np.ravel(np.asarray(held["times"], dtype=float))
     shape = held["preprocessed_eeg_data"].shape
     if len(names) != shape[2] or len(times) < shape[3]:
