@@ -101,7 +101,7 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise UserError("MATLAB files of version 7.3 need h5py, which is missing; pip install h5py") from None
+        raise UserError("MATLAB files of version 7.3 need h5py, which is missing; pip install 'eeg-gan[mat]'") from None
     return h5py
 
 

@@ -168,4 +168,4 @@ def test_h5py_is_missing(tmp_path, monkeypatch):
     pytest.importorskip("h5py")
     one(tmp_path / "data", published.write_mat73)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    refused(tmp_path / "data", "pip install h5py")
+    refused(tmp_path / "data", "pip install 'eeg-gan[mat]'")

@@ -12,6 +12,7 @@ from published import formats_b as published
 from eeg_gan import cli
 from eeg_gan.config import UserError
 from eeg_gan.data.loader import LoaderConfig
+from eeg_gan.data.sources.continuous import find_files
 from eeg_gan.data.sources.recordings import Recordings, RecordingsConfig
 from eeg_gan.stages.loading import open_shards
 
@@ -88,6 +89,12 @@ def test_only_the_stretch_is_read(tmp_path, monkeypatch):
     )
     opened.eeg(5)
     assert asked == [(430, 530, False)]
+
+
+def test_parts_of_a_large_fif_are_one_recording(tmp_path):
+    for name in ("a_raw.fif", "a_raw-1.fif", "b_split-01_eeg.fif", "b_split-02_eeg.fif", "c-1.fif"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_files(tmp_path, "**/*")] == ["a_raw.fif", "b_split-01_eeg.fif", "c-1.fif"]
 
 
 def test_another_process_opens_for_itself(tmp_path):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # C electrode, T time sample
 
 ENDINGS = (".edf", ".bdf", ".fif", ".set", ".vhdr")
-LATER_PART = re.compile(r"(_split-(0*[2-9]|0*\d{2,})_.*|-\d+)\.fif$")  # MNE reads it with the first part
+LATER_PART = re.compile(r"(.*)(_split-\d+(_.*)|-\d+)\.fif")  # of a large FIF; MNE reads it with the first part
 SKIPPED = {"derivatives", "sourcedata", "code", "stimuli"}
 OTHERS = re.compile(r"(?i)^(EEG )?(V?EOG|HEOG|ECG|EKG|EMG|GSR|EDA|RESP|STI|TRIG|STATUS|MARKER|PHOTO|ACC|GYRO|AUX)")
 BAD = re.compile(r"(?i)^(bad|edge|boundary|new segment)([ _/]|$)")  # annotations over which no trial may reach
@@ -211,11 +211,20 @@ def find_files(path: Path, pattern: str) -> list[Path]:
     for file in sorted(path.glob(pattern)):
         inner = file.relative_to(path).parts
         hidden = any(part.startswith(".") for part in inner) or SKIPPED & set(inner[:-1])
-        if file.suffix.lower() in ENDINGS and file.is_file() and not hidden and not LATER_PART.search(file.name):
+        if file.suffix.lower() in ENDINGS and file.is_file() and not hidden and not _is_later_part(file):
             found.append(file)
     if not found:
         raise UserError(f"{path} holds no recording ({', '.join(ENDINGS)}) that fits source.recordings.files {pattern}")
     return found
+
+
+def _is_later_part(file: Path) -> bool:
+    """x_raw-1.fif beside x_raw.fif, or x_split-02_eeg.fif beside x_split-01_eeg.fif."""
+    match = LATER_PART.fullmatch(file.name)
+    if match is None:
+        return False
+    first = f"{match[1]}_split-01{match[3]}.fif" if match[3] else f"{match[1]}.fif"
+    return first != file.name and (file.parent / first).exists()
 
 
 def _mne() -> Any:
