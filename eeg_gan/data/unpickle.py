@@ -212,10 +212,10 @@ def load_pth(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=peak == 0)
     except Exception as error:  # of torch's reader, whatever the damage
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
+        if asked and not _ends_with(path, asked[1]):
             raise _forbidden(path, asked[1]) from None
         reason = re.search(r"(?:WeightsUnpickler error: |\n\n)(.+)", str(error))
-        reason = reason[1] if reason else _first_line(error)
+        reason = "it ends within a name" if asked else reason[1] if reason else _first_line(error)
         raise UserError(f"{path}: not a whole file of torch.save ({reason[:200]}); {CURE}") from None
 
 
@@ -278,6 +278,14 @@ def _checked(shape, dtype, fortran, raw) -> tuple[np.dtype, bool, Any]:
     if not isinstance(raw, kind) or len(raw) != math.prod(shape) * size:
         raise pickle.UnpicklingError(f"it holds an array {list(shape)} whose contents have another size")
     return real, bool(fortran), raw
+
+
+def _ends_with(path: Path, name: str) -> bool:
+    """Whether a file stops within this name, of which torch's reader takes off the last letter."""
+    with path.open("rb") as file:
+        file.seek(max(0, file_size(path) - len(name) - 2))
+        left = file.read().rsplit(b"\n", 1)[-1]
+    return name.endswith(".") or left[:-1] == name.rsplit(".", 1)[-1].encode()
 
 
 def _forbidden(path: Path, name: str) -> ForbiddenGlobal:

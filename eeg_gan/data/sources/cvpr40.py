@@ -126,7 +126,7 @@ class Perceivelab:
             wrong = [name for name in about[key] if not isinstance(name, str) or not pattern.fullmatch(name)]
             if wrong:
                 raise UserError(
-                    f"{self.path}: {key} lists {wrong[0]!r:.40}, but names of ImageNet ({pattern.pattern}) were expected"
+                    f"{self.path}: {key} lists {wrong[0]!r:.40}, but ImageNet names ({pattern.pattern}) were expected"
                 )
         if len(about["images"]) != len(set(about["images"])):
             raise UserError(f"{self.path}: images lists a name twice, but each picture was expected once")

@@ -174,6 +174,6 @@ def _card(synsets: list[str], pairing: Literal["trial", "none"], paths: list[Pat
         pairing=pairing,
         line_hz=50,
         description=f"Read from {', '.join(path.name for path in paths)}. 50 pictures of one named class in a row: "
-        "slow drifts tell the class. The order of the electrodes is that of the repository's montage without M1 and M2, "
-        "which the authors have not confirmed; the unit is not published.",
+        "slow drifts tell the class. The order of the electrodes is that of the repository's montage without M1 and "
+        "M2, which the authors have not confirmed; the unit is not published.",
     )
