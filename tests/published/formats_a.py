@@ -94,7 +94,7 @@ def class_folders(root: Path, names, pictures=3) -> Path:
     for c, name in enumerate(names):
         (root / name).mkdir(parents=True)
         for k in range(pictures):
-            Image.new("RGB", (16, 12), (20 * c, 60 * k, 7)).save(root / name / f"{k}.png")
+            Image.new("RGB", (16, 12), (20 * c, 30 * k, 7)).save(root / name / f"{k}.png")
     return root
 
 
