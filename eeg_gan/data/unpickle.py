@@ -193,7 +193,7 @@ def load_npy(path: str | Path, skim: bool = False) -> np.ndarray:
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, MemoryError) as error:
+    except Exception as error:  # numpy's reader of headers fails in any way
         raise UserError(f"{path}: not a whole .npy array ({_first_line(error)}); {CURE}") from None
     if not isinstance(array, np.ndarray) or array.shape != shape:
         raise UserError(f"{path}: its header promises an array {list(shape)}, but it holds another; {CURE}")

@@ -132,6 +132,7 @@ def test_wrong_split_files(tmp_path, raw):
     for value, *said in (
         ({"split": []}, "has no splits: expected splits, found split"),
         ({"splits": {}}, "splits is a dict, but a list of divisions was expected"),
+        ({"splits": [{"train": [0], "val": [0.5], "test": [1]}]}, "an index of val is 0.5, but a whole number"),
         ({"splits": [{"train": [0]}]}, "splits[0] has no val, test: expected train, val, test, found train"),
         ({"splits": [{"train": [0, *range(10, 30)], "val": [0], "test": [*range(1, 9)]}]}, "trial 0 is in train and"),
     ):
@@ -154,6 +155,8 @@ def test_wrong_records(raw):
         ({"labels": ["dog", "cat"]}, "labels lists 'dog', but ImageNet names"),
         ({"images": found["images"][:1] * 10}, "images lists a name twice"),
         ({"dataset": []}, "no trial of subject any"),
+        ({"dataset": 3}, "dataset is a int, but a list was expected"),
+        ({"dataset": [first | {"subject": "two"}]}, "trial 0: subject is 'two', but a whole number was expected"),
     ):
         torch.save({k: v for k, v in (found | changed).items() if v is not None}, raw)
         refused(raw, *said)
@@ -253,7 +256,7 @@ def test_wrong_wacv_files(tmp_path):
         ([picture, eeg, 0, name], "is an array [4] of object, but an object array [5]"),
         ([picture, eeg.T, 0, name, 1], "its eeg is an array [440, 128], but [128, 440] was expected"),
         ([picture[..., 0], eeg, 0, name, 1], "its image is an array [8, 8], but [height, width, 3] of uint8"),
-        ([picture, eeg, 1.5, name, 1], "its label is a float, but a whole number"),
+        ([picture, eeg, 1.5, name, 1], "its label is 1.5, but a whole number was expected"),
         ([picture, eeg, 0, "dog", 1], "its image id is 'dog', but a name like n02106662_1152"),
         ([picture, eeg, 1, name, 1], "label 1 is n0", "in other files"),
         ([picture, eeg, 7, "n02389026_1", 1], "labels are [0, 1, 7], but 0, 1, 2, ... was expected"),

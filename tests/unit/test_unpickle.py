@@ -242,6 +242,25 @@ def test_truncated_files_are_named(tmp_path, left):
         load_npy(tmp_path / "a.npy", skim=True)
 
 
+def test_damaged_bytes_are_an_error_or_other_data(tmp_path, marker):
+    formats_a.objects(tmp_path / "a.npy", [np.arange(6.0).reshape(2, 3), 1, "n01", {"a": np.float32(2)}])
+    formats_a.thoughtviz_pkl(tmp_path / "a.pkl", formats_a.thoughtviz_arrays(1, 1))
+    torch.save({"dataset": [{"eeg": torch.ones(2, 3), "label": 1}]}, tmp_path / "a.pth")
+    torch.save({"dataset": [torch.ones(2)]}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    rng = np.random.default_rng(0)
+    for name, read in (("a.npy", load_npy), ("a.pkl", load_pickle), ("a.pth", load_pth), ("b.pth", load_pth)):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(150):
+            bytes_ = bytearray(whole)
+            for place in rng.integers(0, len(whole), 3):
+                bytes_[place] = rng.integers(0, 256)
+            (tmp_path / name).write_bytes(bytes_)
+            try:
+                read(tmp_path / name)
+            except UserError as error:
+                assert name in str(error)
+
+
 def test_missing_file_and_folder(tmp_path):
     for read in (load_npy, load_pickle, load_pth):
         with pytest.raises(UserError, match="no such file"):

@@ -33,12 +33,14 @@ from eeg_gan.data.sources.published import (
     class_name,
     describe,
     expect_keys,
+    expect_lists,
     find_imagenet,
     finite,
     natural,
     read_rgb,
     rgb_array,
     synset_of,
+    whole,
 )
 from eeg_gan.data.trial import complete
 from eeg_gan.data.unpickle import load_npy, load_pth, pth_peak
@@ -109,12 +111,13 @@ class Perceivelab:
     def _file(self) -> dict[str, Any]:
         found = load_pth(self.path)
         expect_keys(found, KEYS, str(self.path))
+        expect_lists(found, KEYS, str(self.path))
         return found
 
     def eeg(self, i: int) -> np.ndarray:
         """Samples 20 to 460 of a trial, [128, 440] float32."""
         eeg = self._file["dataset"][self.rows[i]]["eeg"]
-        return finite(np.asarray(eeg[:, FIRST : FIRST + N_TIMES].float()), f"{self.path}: trial {self.rows[i]}")
+        return finite(np.asarray(eeg[:, FIRST : FIRST + N_TIMES]), f"{self.path}: trial {self.rows[i]}")
 
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
@@ -142,10 +145,10 @@ class Perceivelab:
             if len(shape) != 2 or shape[0] != N_CHANS:
                 raise UserError(f"{where}: its eeg is {describe(trial['eeg'])}, but [{N_CHANS}, L] was expected")
             for key, names in (("label", self.labels), ("image", self.images)):
-                if not 0 <= int(trial[key]) < len(names):
+                if not 0 <= whole(trial[key], f"{where}: {key}") < len(names):
                     raise UserError(f"{where}: {key} {int(trial[key])} is none of the {len(names)} {key}s of the file")
             self._check_class(trial, where)
-            found[int(trial["subject"])] += 1
+            found[whole(trial["subject"], f"{where}: subject")] += 1
             if not self.config.subjects or int(trial["subject"]) in self.config.subjects:
                 rows.append(i)
         absent = sorted(set(self.config.subjects) - set(found))
@@ -211,7 +214,11 @@ class Perceivelab:
         if not isinstance(found["splits"], (list, tuple)) or not found["splits"]:
             raise UserError(f"{path}: splits is {describe(found['splits'])}, but a list of divisions was expected")
         expect_keys(found["splits"][0], SPLITS, f"{path}: splits[0]")
-        return {split: [int(index) for index in found["splits"][0][split]] for split in SPLITS}
+        expect_lists(found["splits"][0], SPLITS, f"{path}: splits[0]")
+        return {
+            split: [whole(index, f"{path}: an index of {split}") for index in found["splits"][0][split]]
+            for split in SPLITS
+        }
 
     def _meta(self, i: int, split_of: dict[int, str] | None) -> dict[str, Any]:
         trial = self._file["dataset"][i]
@@ -271,10 +278,8 @@ class Wacv:
             raise UserError(f"{file}: its eeg is {describe(eeg)}, but [{N_CHANS}, {N_TIMES}] was expected")
         if not isinstance(name, str) or not IMAGE_NAME.fullmatch(name):
             raise UserError(f"{file}: its image id is {name!r:.60}, but a name like n02106662_1152 was expected")
-        for what, value in (("label", label), ("subject", subject)):
-            if not isinstance(value, (int, np.integer)):
-                raise UserError(f"{file}: its {what} is {describe(value)}, but a whole number was expected")
-        return rgb_array(image, str(file)), eeg, int(label), name, int(subject)
+        label, subject = whole(label, f"{file}: its label"), whole(subject, f"{file}: its subject")
+        return rgb_array(image, str(file)), eeg, label, name, subject
 
 
 def _card(synsets: list[str], pairing: Literal["trial", "none"], unit: str, path: Path) -> Card:

@@ -28,9 +28,11 @@ from eeg_gan.data.sources.published import (
     class_name,
     describe,
     expect_keys,
+    expect_lists,
     find_imagenet,
     finite,
     read_rgb,
+    whole,
 )
 from eeg_gan.data.trial import complete
 from eeg_gan.data.unpickle import load_pth, pth_peak
@@ -82,12 +84,13 @@ class EEGImageNet:
         loaded = [load_pth(path) for path in self.paths]
         for path, file in zip(self.paths, loaded, strict=True):
             expect_keys(file, KEYS, str(path))
+            expect_lists(file, KEYS, str(path))
         return loaded
 
     def eeg(self, i: int) -> np.ndarray:
         """[62, 500] float32."""
         eeg = self._trial(self.rows[i])["eeg_data"]
-        return finite(np.asarray(eeg[:, :N_TIMES].float()), f"{self.paths[self.rows[i][0]]}: trial {self.rows[i][1]}")
+        return finite(np.asarray(eeg[:, :N_TIMES]), f"{self.paths[self.rows[i][0]]}: trial {self.rows[i][1]}")
 
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
@@ -154,6 +157,7 @@ def _check(trial: dict, known: set[str], where: str) -> None:
     if len(shape) != 2 or shape[0] != N_CHANS or shape[1] not in (N_TIMES, N_TIMES + 1):
         found = describe(trial["eeg_data"])
         raise UserError(f"{where}: its eeg_data is {found}, but [{N_CHANS}, {N_TIMES}] was expected")
+    whole(trial["subject"], f"{where}: subject")
     if trial["label"] not in known:
         raise UserError(f"{where}: label {trial['label']!r:.40} is none of the {len(known)} that the file lists")
     if trial["granularity"] not in ("coarse", "fine"):

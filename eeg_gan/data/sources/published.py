@@ -11,6 +11,7 @@ from PIL import Image
 
 from eeg_gan.config import UserError
 
+AGAIN = "download or copy the file again"
 PICTURES = (".jpeg", ".jpg", ".png")
 SYNSET = re.compile(r"n\d{8}")
 IMAGE_NAME = re.compile(r"n\d{8}_\d+")
@@ -39,6 +40,21 @@ def describe(value: Any) -> str:
     return f"an array {list(shape)}" if shape is not None else f"a {type(value).__name__}"
 
 
+def expect_lists(found: Mapping, keys: Iterable[str], where: str) -> None:
+    """Refuses a file in which one of these is no list."""
+    for key in keys:
+        if not isinstance(found[key], (list, tuple)):
+            raise UserError(f"{where}: {key} is {describe(found[key])}, but a list was expected; {AGAIN}")
+
+
+def whole(value: Any, where: str) -> int:
+    """A whole number that Python, numpy or torch wrote; `where` says which."""
+    value = value.item() if getattr(value, "shape", None) == () else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where} is {value!r:.40}, but a whole number was expected; {AGAIN}")
+    return value
+
+
 def finite(eeg: np.ndarray, where: str) -> np.ndarray:
     """[C, T] as float32, refused where a value is not a number."""
     eeg = np.ascontiguousarray(eeg, dtype=np.float32)
@@ -46,7 +62,7 @@ def finite(eeg: np.ndarray, where: str) -> np.ndarray:
         channel, sample = np.argwhere(~np.isfinite(eeg))[0]
         raise UserError(
             f"{where} holds {eeg[channel, sample]} (channel {channel}, sample {sample}); the published data have none: "
-            "download or copy the file again"
+            f"{AGAIN}"
         )
     return eeg
 
