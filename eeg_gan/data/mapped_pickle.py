@@ -1,11 +1,9 @@
 """Published pickles of large arrays, opened without reading the arrays: they become read-only memory maps.
 
 Since protocol 3 a pickle holds an array's bytes as they are, in one piece, so a file of 33 GB opens in no time and no
-memory, in as many processes as one likes. Only numpy arrays, scalars and plain containers are admitted; any other
-name that the pickle asks for is refused before it is imported.
+memory, in as many processes as one likes. What a pickle may ask for is the table of `unpickle`, nothing else.
 """
 
-import codecs
 import math
 import pickle
 import struct
@@ -16,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from eeg_gan.config import UserError
+from eeg_gan.data.unpickle import ADMITTED, forbidden, plain_dtype
 
 NPY_MAGIC = b"\x93NUMPY"
 LEAST = 64 * 1024  # bytes: what is shorter is read; pickle puts what is longer outside of its frames
-DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError, struct.error)
 
 
 def load(path: Path) -> Any:
@@ -31,7 +29,7 @@ def load(path: Path) -> Any:
             held = _Unpickler(file, path).load()
     except UserError:
         raise
-    except DAMAGE as error:
+    except Exception as error:  # a damaged program can fail in any way
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read ({said}); it is damaged or no such file: download it again") from None
     return held.item() if isinstance(held, np.ndarray) and held.shape == () else held
@@ -42,7 +40,7 @@ def peak_bytes(path: Path) -> int:
     try:
         with path.open("rb") as file:
             old = _to_pickle(file) and not (file.read(1) == pickle.PROTO and ord(file.read(1)) >= 3)
-    except DAMAGE:
+    except Exception:
         return 0  # no pickle: `load` says so
     return 4 * path.stat().st_size if old else 0
 
@@ -66,40 +64,18 @@ class _Span:
     length: int
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
-    return codecs.encode(text, "latin1")
-
-
-def _allowed() -> dict[tuple[str, str], Any]:
-    multiarray = np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    found: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-    for home in ("numpy.core", "numpy._core"):
-        found[f"{home}.multiarray", "_reconstruct"], found[f"{home}.multiarray", "scalar"] = multiarray
-    return found
-
-
 class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C cannot pass over bytes
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: Any, path: Path):
-        super().__init__(file)
-        self._file, self._path, self._allowed = file, path, _allowed()
-        for home in ("numpy.core", "numpy._core"):  # protocol 5
-            self._allowed[f"{home}.numeric", "_frombuffer"] = self._from_buffer
+        super().__init__(file, encoding="latin1")
+        self._file, self._path = file, path
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise UserError(
-                f"{self._path} asks for {module}.{name}, but published data hold numpy arrays and plain containers "
-                "only; nothing of it was run: take the file from its authors"
-            )
-        return self._allowed[module, name]
+        if f"{module}.{name}" not in ADMITTED:
+            raise forbidden(self._path, f"{module}.{name}")
+        admitted = ADMITTED[f"{module}.{name}"]
+        return self._from_buffer if name == "_frombuffer" else admitted
 
     def _bytes(self, length: int) -> Any:
         if length < LEAST or self._unframer.current_frame is not None:
@@ -125,21 +101,25 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C cannot p
         if not (isinstance(state, tuple) and state and isinstance(state[-1], _Span)):
             return super().load_build()
         self.stack.pop()
-        unbuilt, mapped = self.stack[-1], self._map(*state)
+        unbuilt, (_, shape, dtype, fortran, span) = self.stack[-1], state
+        mapped = self._map(shape, dtype, fortran, span)
         self.stack[-1] = mapped
         for key, value in self.memo.items():
             if value is unbuilt:
                 self.memo[key] = mapped
 
-    def _map(self, version: int, shape: tuple, dtype: np.dtype, fortran: bool, span: _Span) -> np.ndarray:
-        if dtype.hasobject or math.prod(shape) * dtype.itemsize != span.length:
-            raise pickle.UnpicklingError(f"an array of shape {shape} does not fit its {span.length} bytes")
-        return np.memmap(self._path, dtype, "r", span.offset, shape, "F" if fortran else "C")
+    def _map(self, shape: Any, dtype: Any, fortran: Any, span: _Span) -> np.ndarray:
+        real = plain_dtype(shape, dtype)
+        if real.hasobject or math.prod(shape) * real.itemsize != span.length:
+            raise pickle.UnpicklingError(f"an array of shape {list(shape)} does not fit its {span.length} bytes")
+        return np.memmap(self._path, real, "r", span.offset, shape, "F" if fortran else "C")
 
-    def _from_buffer(self, held: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-        if isinstance(held, _Span):
-            return self._map(1, shape, dtype, order == "F", held)
-        return np.frombuffer(held, dtype=dtype).reshape(shape, order=order)
+    def _from_buffer(self, held: Any, dtype: Any, shape: Any, order: Any, *axes: Any) -> np.ndarray:
+        if not isinstance(held, _Span):
+            return ADMITTED["numpy.core.numeric._frombuffer"](held, dtype, shape, order, *axes)
+        if axes and axes[0] is not None:
+            raise pickle.UnpicklingError("an array of permuted axes")
+        return self._map(shape, dtype, order == "F", held)
 
     dispatch[pickle.BINBYTES[0]] = load_binbytes
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8

@@ -80,7 +80,7 @@ def test_pictures_by_exemplar(tmp_path):
 
 def test_one_subject_in_memory(tmp_path):
     opened = source(published.kaneshiro(tmp_path, subjects=2))
-    assert opened.peak_bytes == 72 * 124 * 32 * 12
+    assert opened.peak_bytes == 72 * 124 * 32 * 13 + 2**25
     assert opened.eeg(0)[0, 0] == 0 and opened.eeg(72 + 5)[0, 0] == 5 and opened._held[0] == "S2"
     assert pickle.loads(pickle.dumps(opened)).eeg(72 + 5)[0, 0] == 5
     assert len(pickle.dumps(opened)) < 1e5  # the EEG does not travel

@@ -16,7 +16,7 @@ import numpy as np
 from eeg_gan.config import UserError
 from eeg_gan.data import mat, memory
 from eeg_gan.data.card import Card
-from eeg_gan.data.sources.pictures import read_picture
+from eeg_gan.data.sources.published import read_rgb
 from eeg_gan.data.trial import complete
 
 # C electrode, T time sample, N trial of one subject
@@ -26,6 +26,7 @@ CATEGORIES = ("human body", "human face", "animal body", "animal face", "fruit v
 EXEMPLARS = 12  # pictures per category
 LABELS = ("categoryLabels", "exemplarLabels")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+LIBRARIES = 2**25  # bytes: scipy's or h5py's own
 log = logging.getLogger("eeg_gan")
 
 
@@ -68,7 +69,7 @@ class Kaneshiro:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         if self._pictures is None:
             return None
-        return read_picture(self._pictures[int(self.trials[i]["stimulus"].removeprefix("exemplar-"))])
+        return read_rgb(self._pictures[int(self.trials[i]["stimulus"].removeprefix("exemplar-"))])
 
     def _list(self, subject: str) -> None:
         path = self.files[subject]
@@ -105,7 +106,8 @@ class Kaneshiro:
 
 
 def _peak_bytes(n_trials: int) -> int:
-    return n_trials * N_CHANS * N_TIMES * (8 + 4)  # as double in the file, as float32 afterwards
+    each = 8 + 4 + 1  # as double in the file, as float32 afterwards, whether it is a number
+    return n_trials * N_CHANS * N_TIMES * each + LIBRARIES
 
 
 def _subject_files(path: Path) -> dict[str, Path]:

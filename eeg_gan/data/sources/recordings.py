@@ -19,7 +19,7 @@ from eeg_gan.data.card import Card, Design
 from eeg_gan.data.shards import LONGEST_KEY
 from eeg_gan.data.sources import bids
 from eeg_gan.data.sources.continuous import Continuous, Event, find_files
-from eeg_gan.data.sources.pictures import read_picture
+from eeg_gan.data.sources.published import read_rgb
 from eeg_gan.data.trial import complete
 
 # C electrode, T time sample
@@ -100,7 +100,7 @@ class Recordings:
 
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
-        return None if self._images is None else read_picture(self._images / self.trials[i]["stimulus"])
+        return None if self._images is None else read_rgb(self._images / self.trials[i]["stimulus"])
 
     def _events(self, file: Path) -> list[tuple[int, Event]]:
         """(number in the file, event) of the events that become trials."""

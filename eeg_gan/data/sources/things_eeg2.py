@@ -17,7 +17,7 @@ import numpy as np
 from eeg_gan.config import UserError
 from eeg_gan.data import mapped_pickle, memory
 from eeg_gan.data.card import Card
-from eeg_gan.data.sources.pictures import read_picture
+from eeg_gan.data.sources.published import read_rgb
 from eeg_gan.data.trial import complete
 from eeg_gan.distributed import seed_at
 
@@ -84,7 +84,7 @@ class ThingsEEG2:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         (_, split), image, _ = self._places[i]
         path = self._images.path(split, image)
-        return None if path is None else read_picture(path)
+        return None if path is None else read_rgb(path)
 
     def _open(self, file: tuple[str, str]) -> np.ndarray:
         if file not in self._data:
