@@ -1,0 +1,41 @@
+"""Whether the memory suffices for a file that can only be read whole."""
+
+from pathlib import Path
+
+from eeg_gan.config import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def require(n_bytes: int, path: str | Path, cure: str = "use a machine with more memory") -> None:
+    """Raises UserError where reading `path` takes more bytes than this process can still get."""
+    free = available()
+    if free is not None and n_bytes > free:
+        raise UserError(
+            f"{path} can only be read whole, which takes {n_bytes / 2**30:.1f} GiB of memory at its peak, "
+            f"but {free / 2**30:.1f} GiB are available; {cure}"
+        )
+
+
+def available() -> int | None:
+    """Bytes that can still be taken: what the system offers, or less where a container limits it; None: unknown."""
+    limits = [limit for limit in (_system(), _container()) if limit is not None]
+    return min(limits, default=None)
+
+
+def _system() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _container() -> int | None:
+    """What the control group (version 2) leaves; its cache of files gives way."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return None if limit == "max" else max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return None
