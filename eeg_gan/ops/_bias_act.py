@@ -207,19 +207,20 @@ def _setup_double_backward(ctx, inputs, output) -> None:
 
 def _third_derivative(ctx, *gradients):
     """By plain PyTorch, which goes on to any order."""
-    tensors = ctx.saved_tensors
     with torch.enable_grad():
+        # views, so that a derivative by one of them does not go on through another that was computed from it
+        tensors = [t if t is None else t.view_as(t) for t in ctx.saved_tensors]
         results = _second_composed(*tensors, *ctx.rest)
-        pairs = [(r, g) for r, g, w in zip(results, gradients, ctx.wanted, strict=True) if w and g is not None]
-        pairs = [(r, g) for r, g in pairs if r.requires_grad]
-        wrt = [t for t in tensors if t is not None and t.requires_grad]
-        found = iter(())
-        if pairs and wrt:
-            outputs, given = zip(*pairs, strict=True)
-            given = [g.to(r.dtype) for r, g in pairs]
-            found = torch.autograd.grad(outputs, wrt, given, create_graph=True, allow_unused=True)
-    by_tensor = dict(zip(map(id, wrt), found, strict=False))
-    return *[None if t is None else by_tensor.get(id(t)) for t in tensors], *[None] * 8
+        chosen = [i for i, g in enumerate(gradients) if ctx.wanted[i] and g is not None and results[i].requires_grad]
+        wrt = [i for i, t in enumerate(tensors) if t is not None and t.requires_grad]
+        found = [None] * (len(tensors) + 8)
+        if chosen and wrt:
+            given = [gradients[i].to(results[i].dtype) for i in chosen]
+            outputs, inputs = [results[i] for i in chosen], [tensors[i] for i in wrt]
+            gradients = torch.autograd.grad(outputs, inputs, given, create_graph=True, allow_unused=True)
+            for i, g in zip(wrt, gradients, strict=True):
+                found[i] = g
+    return tuple(found)
 
 
 def _second_composed(ddx, ddb, dy, ref, b, dim, act, alpha, gain, clamp, by_x):

@@ -92,6 +92,7 @@ def check(shape, dtype, act, clamp, by_x, order, aligned=True):
     if clamp is not None:  # half precision rounds |y| just below the clamp to it, which ends the gradient there
         y = ops.bias_act(x.to(wide), b, act=act)
         x = torch.where((y.abs() - clamp).abs() < 0.02, (0.1 - b[:, None]).to(dtype), x)
+    limit = torch.tensor(limit, dtype=dtype).item()  # as y holds it
     form = form_of(act, by_x, alpha, gain, limit)
     y_, dx_, db_, gdy_, gx_, gb_ = expected(x, b, dy, ddx, ddb, act, clamp)
     y, dx, gdy, gref = (torch.full_like(x, float("nan")) for _ in range(4))

@@ -209,8 +209,7 @@ def test_opcheck(act, gain, clamp):
 
 @compiled
 @pytest.mark.parametrize("act", ["lrelu", "swish", "tanh"])
-def test_compiled_gradient_penalty(monkeypatch, act):
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+def test_compiled_gradient_penalty(act):
     w, b = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(4, requires_grad=True)
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
 
@@ -221,7 +220,8 @@ def test_compiled_gradient_penalty(monkeypatch, act):
         return loss, *torch.autograd.grad(loss, (w, b))
 
     wanted = penalty(x, w, b)
-    actual = torch.compile(penalty, backend="aot_eager", fullgraph=True)(x, w, b)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        actual = torch.compile(penalty, backend="aot_eager", fullgraph=True)(x, w, b)
     for a, o in zip(actual, wanted, strict=True):
         torch.testing.assert_close(a, o)
 
