@@ -236,7 +236,7 @@ def main():
     for op, limit in LIMITS.items():
         ratios = [row["both_ratio"] for row in rows if row["op"] == op]
         median = statistics.median(ratios)
-        print(f"{op}: forward + backward {min(ratios):.2f} to {max(ratios):.2f} times, median {median:.2f} (aim {limit})")
+        print(f"{op}: forward + backward {min(ratios):.2f} to {max(ratios):.2f}, median {median:.2f} (aim {limit})")
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
         rows += run("cuda", options.quick)

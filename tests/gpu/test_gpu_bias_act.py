@@ -1,4 +1,4 @@
-"""bias_act on a GPU: the same kernels as the simulator's, with the compiler, the memory and the sizes of the real one."""
+"""bias_act on a GPU: the same kernels as the simulator's, with real memory, streams and sizes."""
 
 import pytest
 import torch
