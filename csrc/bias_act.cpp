@@ -16,6 +16,7 @@ namespace eeg_gan {
 namespace {
 
 constexpr int64_t CHUNK = 2048;  // elements: 8 kB in each of up to four streams
+constexpr int64_t NARROW = 128;  // below it, sums of a channel's neighbours are made at the end of a unit
 
 using ActFloats = ActNumbers<float>;
 using ActDoubles = ActNumbers<double>;
@@ -219,7 +220,9 @@ struct Plan {
     part = ceil_div(ceil_div(inner, std::min(wanted, ceil_div(inner, CHUNK))), 64) * 64;
     if (!planes) part = inner;
     n_parts = ceil_div(inner, part);
-    const int64_t splits = planes ? outer : std::min(ceil_div(256, n_groups), outer * period / (4 * CHUNK));
+    // Planes of some length: units follow one another in memory, which the processor reads ahead. Else fewer units, as
+    // each has sums per element of a row.
+    const int64_t splits = rows == 1 && inner >= NARROW ? outer : std::min(ceil_div(256, n_groups), outer * period / (4 * CHUNK));
     split = ceil_div(ceil_div(outer, std::max<int64_t>(1, splits)), rows) * rows;
     n_splits = ceil_div(outer, split);
   }
@@ -293,7 +296,7 @@ void unit(int op, const ActForm& form, const Plan& p, const Streams<T>& s, int64
   const int64_t rows = std::min(p.rows, n1 - n0), run = std::min(part, CHUNK);
   if (op == BIAS_ACT_FORWARD || form.by_x) spread(s.bias ? s.bias + c0 : nullptr, rows, n_channels, run, w.bias);
   if (s.ddb) spread(s.ddb + c0, rows, n_channels, run, w.ddb);
-  const bool narrow_channels = part < 128;  // then whole rows are added, and folded at the end
+  const bool narrow_channels = part < NARROW;  // then whole rows are added, and folded at the end
   const int64_t n_sums = !s.partial ? 0 : narrow_channels ? width : n_channels;
   std::fill(w.sums, w.sums + n_sums, 0.0);
   for (int64_t n = n0; n < n1; n += rows) {
