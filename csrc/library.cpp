@@ -3,4 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(eeg_gan, m) {
+  m.def("bias_act(Tensor x, Tensor? b, int dim, int act, float alpha, float gain, float clamp) -> Tensor");
+  m.def(
+      "bias_act_backward(Tensor dy, Tensor? ref, Tensor? b, int dim, int act, float alpha, float gain, float clamp, "
+      "bool by_x, bool want_db) -> (Tensor, Tensor)");
+  m.def(
+      "bias_act_double_backward(Tensor? ddx, Tensor? ddb, Tensor dy, Tensor? ref, Tensor? b, int dim, int act, "
+      "float alpha, float gain, float clamp, bool by_x, bool want_ref, bool want_b) -> (Tensor, Tensor, Tensor)");
 }

@@ -26,12 +26,28 @@ def why_not() -> str:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
         return f"{found[0].name} cannot be loaded: {' '.join(str(error).split())}"
+    _register()
     return ""
 
 
-@functools.cache
+def _register() -> None:
+    from eeg_gan.ops import _affine_warp, _bias_act, _upfirdn2d
+
+    for module in (_upfirdn2d, _bias_act, _affine_warp):
+        getattr(module, "register", lambda: None)()
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the library holds a kernel of `op` for the device: it may have been built without CUDA."""
+    return _has_kernel(op, device_type)
+
+
+# torch.compile takes the answer as it is, rather than tracing the search for the library
+has_kernel._dynamo_marked_constant = True
+
+
+@functools.cache
+def _has_kernel(op: str, device_type: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     if key is None or not available():
         return False

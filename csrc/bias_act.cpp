@@ -1,0 +1,537 @@
+// bias_act on the CPU, and the registration of both devices' kernels.
+//
+// Work is cut into units by the shape alone; a unit goes through memory in chunks that stay in the first-level cache
+// together with the biases spread over them. Sums for db are made per unit and then added in the units' order: the
+// result does not depend on the number of threads.
+#include "bias_act.h"
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "check.h"
+
+namespace eeg_gan {
+namespace {
+
+constexpr int64_t CHUNK = 2048;  // elements: 8 kB in each of up to four streams
+constexpr int64_t NARROW = 128;  // below it, sums of a channel's neighbours are made at the end of a unit
+
+using ActFloats = ActNumbers<float>;
+using ActDoubles = ActNumbers<double>;
+
+#define EEG_GAN_EACH_ACT(act, F) \
+  switch (act) {                 \
+    case RELU: F(RELU); break;   \
+    case LRELU: F(LRELU); break; \
+    case TANH: F(TANH); break;   \
+    case SIGMOID: F(SIGMOID); break;   \
+    case ELU: F(ELU); break;     \
+    case SOFTPLUS: F(SOFTPLUS); break; \
+    default: F(SWISH);           \
+  }
+
+template <int ACT, class T>
+EEG_GAN_INLINE void forward_loop(const T* __restrict x, const T* __restrict b, T* __restrict y, int64_t n,
+                                 const ActNumbers<T> f) {
+  for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], b[i], f);
+}
+
+template <int ACT, bool BY_X, class T>
+EEG_GAN_INLINE void backward_loop(const T* __restrict dy, const T* __restrict ref, const T* __restrict b,
+                                  T* __restrict dx, int64_t n, const ActNumbers<T> f) {
+  for (int64_t i = 0; i < n; ++i) dx[i] = bias_act_backward<ACT, BY_X>(dy[i], ref[i], BY_X ? b[i] : T(0), f);
+}
+
+template <int ACT, bool BY_X, class T>
+EEG_GAN_INLINE void double_loop(const T* __restrict v, const T* __restrict dy, const T* __restrict ref,
+                                const T* __restrict b, T* __restrict gdy, T* __restrict gref, int64_t n,
+                                const ActNumbers<T> f) {
+  for (int64_t i = 0; i < n; ++i) {
+    T second;
+    gdy[i] = bias_act_double_backward<ACT, BY_X>(v[i], dy[i], ref[i], BY_X ? b[i] : T(0), f, &second);
+    gref[i] = second;
+  }
+}
+
+#define FORWARD(A) forward_loop<A>(x, b, y, n, f)
+#define BACKWARD(A) by_x ? backward_loop<A, true>(dy, ref, b, dx, n, f) : backward_loop<A, false>(dy, ref, b, dx, n, f)
+#define DOUBLE(A)                                                       \
+  by_x ? double_loop<A, true>(v, dy, ref, b, gdy, gref, n, f)           \
+       : double_loop<A, false>(v, dy, ref, b, gdy, gref, n, f)
+
+EEG_GAN_CLONES void forward_run(int act, const float* x, const float* b, float* y, int64_t n, const ActFloats& f) {
+  EEG_GAN_EACH_ACT(act, FORWARD)
+}
+void forward_run(int act, const double* x, const double* b, double* y, int64_t n, const ActDoubles& f) {
+  EEG_GAN_EACH_ACT(act, FORWARD)
+}
+EEG_GAN_CLONES void backward_run(int act, bool by_x, const float* dy, const float* ref, const float* b, float* dx,
+                                 int64_t n, const ActFloats& f) {
+  EEG_GAN_EACH_ACT(act, BACKWARD)
+}
+void backward_run(int act, bool by_x, const double* dy, const double* ref, const double* b, double* dx, int64_t n,
+                  const ActDoubles& f) {
+  EEG_GAN_EACH_ACT(act, BACKWARD)
+}
+EEG_GAN_CLONES void double_run(int act, bool by_x, const float* v, const float* dy, const float* ref, const float* b,
+                               float* gdy, float* gref, int64_t n, const ActFloats& f) {
+  EEG_GAN_EACH_ACT(act, DOUBLE)
+}
+void double_run(int act, bool by_x, const double* v, const double* dy, const double* ref, const double* b, double* gdy,
+                double* gref, int64_t n, const ActDoubles& f) {
+  EEG_GAN_EACH_ACT(act, DOUBLE)
+}
+
+// --- Storage types. Half-precision numbers are held as their bits.
+
+struct Bfloat16 { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+EEG_GAN_INLINE float as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+EEG_GAN_INLINE uint32_t as_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
+EEG_GAN_INLINE float widened(Bfloat16 x) { return as_float(uint32_t(x.bits) << 16); }
+EEG_GAN_INLINE void narrowed(float x, Bfloat16* to) {
+  const uint32_t bits = as_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  to->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+// Exponents of half start 112 lower; multiplying by powers of two moves them and leaves the rounding to the adder.
+EEG_GAN_INLINE float widened(Half x) {
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  const float finite = as_float(magnitude) * 0x1p112f;
+  const uint32_t special = as_bits(finite) | 0x7f800000;
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+  return as_float(sign | ((x.bits & 0x7c00) == 0x7c00 ? special : as_bits(finite)));
+}
+EEG_GAN_INLINE void narrowed(float x, Half* to) {
+  const uint32_t bits = as_bits(x) & 0x7fffffff, sign = (as_bits(x) >> 16) & 0x8000;
+  const uint32_t normal = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
+  const uint32_t small = as_bits(as_float(bits) + 0.5f) - 0x3f000000;  // below 2^-14: units of 2^-24
+  uint32_t half = bits < 0x38800000 ? small : normal;
+  half = bits >= 0x477ff000 ? 0x7c00 : half;  // from 65520 on
+  half = bits > 0x7f800000 ? 0x7e00 : half;
+  to->bits = uint16_t(half | sign);
+}
+
+template <class H>
+EEG_GAN_INLINE void widen_loop(const H* __restrict from, float* __restrict to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
+}
+template <class H>
+EEG_GAN_INLINE void narrow_loop(const float* __restrict from, H* __restrict to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) narrowed(from[i], &to[i]);
+}
+EEG_GAN_CLONES void widen(const Bfloat16* from, float* to, int64_t n) { widen_loop(from, to, n); }
+EEG_GAN_CLONES void widen(const Half* from, float* to, int64_t n) { widen_loop(from, to, n); }
+EEG_GAN_CLONES void narrow(const float* from, Bfloat16* to, int64_t n) { narrow_loop(from, to, n); }
+EEG_GAN_CLONES void narrow(const float* from, Half* to, int64_t n) { narrow_loop(from, to, n); }
+
+template <class T>
+struct Computing { using Type = float; };
+template <>
+struct Computing<double> { using Type = double; };
+
+// A chunk in the computing type: itself, or a copy in `buffer`.
+template <class T, class C>
+const C* chunk_of(const T* from, C* buffer, int64_t n) {
+  if constexpr (std::is_same_v<T, C>) return from;
+  else {
+    widen(from, buffer, n);
+    return buffer;
+  }
+}
+template <class T, class C>
+C* place_of(T* to, C* buffer) {
+  if constexpr (std::is_same_v<T, C>) return to;
+  else return buffer;
+}
+template <class T, class C>
+void keep(const C* from, T* to, int64_t n) {
+  if constexpr (!std::is_same_v<T, C>) narrow(from, to, n);
+}
+
+// --- Sums
+
+template <class C>
+EEG_GAN_INLINE C sum_loop(const C* v, int64_t n) {
+  constexpr int LANES = 32;  // independent sums, so that the compiler may use vectors
+  C lanes[LANES] = {};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES)
+    for (int j = 0; j < LANES; ++j) lanes[j] += v[i + j];
+  C rest = 0;
+  for (; i < n; ++i) rest += v[i];
+  for (int width = LANES / 2; width; width /= 2)
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  return lanes[0] + rest;
+}
+EEG_GAN_CLONES float sum_of(const float* v, int64_t n) { return sum_loop(v, n); }
+double sum_of(const double* v, int64_t n) { return sum_loop(v, n); }
+
+template <class C>
+EEG_GAN_INLINE void add_rows_loop(const C* __restrict v, int64_t rows, int64_t width, C* __restrict row,
+                                  double* __restrict sums) {
+  if (rows == 1) {
+    for (int64_t i = 0; i < width; ++i) sums[i] += v[i];
+    return;
+  }
+  for (int64_t i = 0; i < width; ++i) row[i] = v[i];
+  for (int64_t r = 1; r < rows; ++r)
+    for (int64_t i = 0; i < width; ++i) row[i] += v[r * width + i];
+  for (int64_t i = 0; i < width; ++i) sums[i] += row[i];
+}
+EEG_GAN_CLONES void add_rows(const float* v, int64_t rows, int64_t width, float* row, double* sums) {
+  add_rows_loop(v, rows, width, row, sums);
+}
+void add_rows(const double* v, int64_t rows, int64_t width, double* row, double* sums) {
+  add_rows_loop(v, rows, width, row, sums);
+}
+
+// --- Cutting the tensor into units
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Plan {
+  int64_t outer, channels, inner;
+  int64_t rows;      // whole [channels, inner] rows per chunk; above 1 only if a unit holds all channels
+  int64_t group;     // channels per unit, below all only if rows == 1
+  int64_t part;      // of inner per unit; below all only if group == 1
+  int64_t n_groups, n_parts, n_splits, split;  // split: of outer, per unit
+
+  explicit Plan(const BiasActLayout& l) : outer(l.outer), channels(l.channels), inner(l.inner) {
+    const int64_t period = channels * inner;
+    rows = period <= CHUNK ? std::min(CHUNK / period, outer) : 1;
+    group = period <= CHUNK ? channels : std::max<int64_t>(1, CHUNK / inner);
+    n_groups = ceil_div(channels, group);
+    const bool planes = group == 1 && inner >= CHUNK;
+    const int64_t wanted = planes ? ceil_div(64, outer * channels) : 1;
+    part = ceil_div(ceil_div(inner, std::min(wanted, ceil_div(inner, CHUNK))), 64) * 64;
+    if (!planes) part = inner;
+    n_parts = ceil_div(inner, part);
+    // Planes of some length: units follow one another in memory, which the processor reads ahead. Else fewer units, as
+    // each has sums per element of a row.
+    const int64_t splits = rows == 1 && inner >= NARROW ? outer : std::min(ceil_div(256, n_groups), outer * period / (4 * CHUNK));
+    split = ceil_div(ceil_div(outer, std::max<int64_t>(1, splits)), rows) * rows;
+    n_splits = ceil_div(outer, split);
+  }
+  int64_t units() const { return n_splits * n_groups * n_parts; }
+  int64_t partial_rows() const { return n_splits * n_parts; }
+};
+
+template <class T>
+struct Streams {
+  using C = typename Computing<T>::Type;
+  const T *in, *ref, *dy;
+  const C *bias, *ddb;
+  T *out, *out2;
+  double* partial;
+};
+
+// Spreads one number per channel over a chunk of `rows` rows.
+template <class C>
+void spread(const C* values, int64_t rows, int64_t channels, int64_t run, C* to) {
+  if (channels == 1 || run > 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < channels; ++c, to += run) std::fill(to, to + run, values ? values[c] : C(0));
+  } else {
+    for (int64_t r = 0; r < rows; ++r, to += channels)
+      for (int64_t c = 0; c < channels; ++c) to[c] = values ? values[c] : C(0);
+  }
+}
+
+template <class T>
+struct Scratch {
+  using C = typename Computing<T>::Type;
+  alignas(64) C bias[CHUNK], ddb[CHUNK], in[CHUNK], ref[CHUNK], dy[CHUNK], out[CHUNK], out2[CHUNK];
+  alignas(64) double sums[CHUNK];
+};
+
+template <class T>
+void chunk(int op, const ActForm& form, const ActNumbers<typename Computing<T>::Type>& f, const Streams<T>& s,
+           int64_t at, int64_t n, Scratch<T>& w) {
+  using C = typename Computing<T>::Type;
+  C* out = place_of(s.out + at, w.out);
+  if (op == BIAS_ACT_FORWARD) {
+    forward_run(form.act, chunk_of(s.in + at, w.in, n), w.bias, out, n, f);
+    keep(out, s.out + at, n);
+    return;
+  }
+  const C* ref = chunk_of(s.ref + at, w.ref, n);
+  const C* v = s.in ? chunk_of(s.in + at, w.in, n) : w.ddb;
+  if (s.in && s.ddb) {
+    for (int64_t i = 0; i < n; ++i) w.in[i] = v[i] + w.ddb[i];
+    v = w.in;
+  }
+  if (op == BIAS_ACT_DOUBLE_BACKWARD && s.out2) {
+    C* out2 = place_of(s.out2 + at, w.out2);
+    double_run(form.act, form.by_x, v, chunk_of(s.dy + at, w.dy, n), ref, w.bias, out, out2, n, f);
+    keep(out2, s.out2 + at, n);
+  } else {
+    backward_run(form.act, form.by_x, v, ref, w.bias, out, n, f);
+  }
+  keep(out, s.out + at, n);
+}
+
+template <class T>
+void unit(int op, const ActForm& form, const Plan& p, const Streams<T>& s, int64_t index) {
+  using C = typename Computing<T>::Type;
+  const ActNumbers<C> f(form);
+  Scratch<T> w;
+  const int64_t q = index % p.n_parts, k = index / p.n_parts % p.n_groups, split = index / p.n_parts / p.n_groups;
+  const int64_t c0 = k * p.group, n_channels = std::min(p.group, p.channels - c0);
+  const int64_t j0 = q * p.part, part = std::min(p.part, p.inner - j0);
+  const int64_t n0 = split * p.split, n1 = std::min(n0 + p.split, p.outer), width = n_channels * part;
+  const int64_t rows = std::min(p.rows, n1 - n0), run = std::min(part, CHUNK);
+  if (op == BIAS_ACT_FORWARD || form.by_x) spread(s.bias ? s.bias + c0 : nullptr, rows, n_channels, run, w.bias);
+  if (s.ddb) spread(s.ddb + c0, rows, n_channels, run, w.ddb);
+  const bool narrow_channels = part < NARROW;  // then whole rows are added, and folded at the end
+  const int64_t n_sums = !s.partial ? 0 : narrow_channels ? width : n_channels;
+  std::fill(w.sums, w.sums + n_sums, 0.0);
+  for (int64_t n = n0; n < n1; n += rows) {
+    const int64_t here = std::min(rows, n1 - n), begin = (n * p.channels + c0) * p.inner + j0, total = here * width;
+    for (int64_t i = 0; i < total; i += CHUNK) {  // one chunk, unless a plane is longer
+      const int64_t length = std::min(CHUNK, total - i);
+      chunk(op, form, f, s, begin + i, length, w);
+      if (!n_sums) continue;
+      const bool second = op == BIAS_ACT_DOUBLE_BACKWARD;
+      const C* summed = second ? place_of(s.out2 + begin + i, w.out2) : place_of(s.out + begin + i, w.out);
+      if (narrow_channels) {
+        add_rows(summed, here, width, w.in, w.sums);
+      } else {
+        const int64_t step = std::min(part, length);
+        for (int64_t c = 0, j = 0; j < length; j += step, ++c) w.sums[c % n_channels] += sum_of(summed + j, step);
+      }
+    }
+  }
+  if (!n_sums) return;
+  double* row = s.partial + (split * p.n_parts + q) * p.channels + c0;
+  for (int64_t c = 0; c < n_channels; ++c) {
+    row[c] = narrow_channels ? 0.0 : w.sums[c];
+    if (narrow_channels)
+      for (int64_t j = 0; j < part; ++j) row[c] += w.sums[c * part + j];
+  }
+}
+
+template <class T>
+void whole(int op, const BiasActLayout& layout, const ActForm& form, const BiasActTensors& t) {
+  using C = typename Computing<T>::Type;
+  const Plan p(layout);
+  std::vector<double> partial(t.sums ? p.partial_rows() * p.channels : 0);
+  const Streams<T> s{(const T*)t.in, (const T*)t.ref, (const T*)t.dy, (const C*)t.bias, (const C*)t.ddb,
+                     (T*)t.out, (T*)t.out2, t.sums ? partial.data() : nullptr};
+  const int64_t elements = layout.outer * layout.channels * layout.inner;
+  const int64_t grain = std::max<int64_t>(1, p.units() * 16384 / elements);  // a thread is not worth less
+  for_each_unit(p.units(), grain, [&](int64_t index) { unit<T>(op, form, p, s, index); });
+  if (!t.sums) return;
+  C* sums = static_cast<C*>(t.sums);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    double sum = 0;
+    for (int64_t r = 0; r < p.partial_rows(); ++r) sum += partial[r * p.channels + c];
+    sums[c] = C(sum);
+  }
+}
+
+void run_on_cpu(int op, int type, const BiasActLayout& layout, const ActForm& form, const BiasActTensors& t) {
+  switch (type) {
+    case BIAS_ACT_FLOAT: return whole<float>(op, layout, form, t);
+    case BIAS_ACT_DOUBLE: return whole<double>(op, layout, form, t);
+    case BIAS_ACT_BFLOAT16: return whole<Bfloat16>(op, layout, form, t);
+    default: return whole<Half>(op, layout, form, t);
+  }
+}
+
+// --- Tensors
+
+ScalarType computing_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+int type_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return BIAS_ACT_FLOAT;
+    case ScalarType::Double: return BIAS_ACT_DOUBLE;
+    case ScalarType::BFloat16: return BIAS_ACT_BFLOAT16;
+    case ScalarType::Half: return BIAS_ACT_HALF;
+    default: STD_TORCH_CHECK(false, op, ": x is float32, float64, bfloat16 or float16"); return 0;
+  }
+}
+
+bool is_dense(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> axes;
+  for (int64_t i = 0; i < t.dim(); ++i)
+    if (t.size(i) != 1) axes.emplace_back(t.stride(i), t.size(i));
+  std::sort(axes.begin(), axes.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : axes) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+Tensor dense(const Tensor& t) { return is_dense(t) ? t : torch::stable::clone(t); }
+
+// t with the strides of `like`, which is dense
+Tensor laid_out(const char* op, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.dim() == like.dim() && t.scalar_type() == like.scalar_type(), op, ": tensors do not fit together");
+  bool same = true;
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    STD_TORCH_CHECK(t.size(i) == like.size(i), op, ": tensors differ in size along dimension ", i);
+    same = same && (t.size(i) == 1 || t.stride(i) == like.stride(i));
+  }
+  if (same) return t;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+BiasActLayout layout_of(const char* op, const Tensor& t, int64_t dim) {
+  STD_TORCH_CHECK(dim >= 0 && dim < t.dim(), op, ": dim is ", dim, ", but x has ", t.dim(), " dimensions");
+  const int64_t channels = t.size(dim), inner = channels == 1 ? t.numel() : t.stride(dim);
+  return {t.numel() / std::max<int64_t>(1, channels * inner), channels, inner};
+}
+
+std::optional<Tensor> per_channel(const char* op, const std::optional<Tensor>& b, const Tensor& x, int64_t dim) {
+  if (!b) return b;
+  STD_TORCH_CHECK(b->dim() == 1 && b->size(0) == x.size(dim), op, ": b is [", x.size(dim), "]");
+  STD_TORCH_CHECK(b->get_device() == x.get_device() && b->is_cpu() == x.is_cpu(), op, ": b is on x's device");
+  const Tensor typed = b->scalar_type() == computing_type(x) ? *b : torch::stable::to(*b, computing_type(x));
+  return torch::stable::contiguous(typed);
+}
+
+// The clamp as y's type holds it. Where derivatives are told from x, y is not rounded before it is compared: then the
+// limit is the smallest number that rounds to it.
+double limit_of(const Tensor& t, double clamp, bool by_x) {
+  if (clamp < 0 || t.scalar_type() == ScalarType::Double) return clamp;
+  if (t.scalar_type() == ScalarType::Float) return float(clamp);
+  const bool brain = t.scalar_type() == ScalarType::BFloat16;
+  Bfloat16 b;
+  Half h;
+  narrowed(float(clamp), &b);
+  narrowed(float(clamp), &h);
+  const double limit = brain ? widened(b) : widened(h);
+  if (!by_x || limit == 0 || limit == INFINITY) return limit;
+  return (limit + (brain ? widened(Bfloat16{uint16_t(b.bits - 1)}) : widened(Half{uint16_t(h.bits - 1)}))) / 2;
+}
+
+const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+
+void run(int op, const char* name, const Tensor& like, int64_t dim, const ActForm& form, BiasActTensors t,
+         const std::optional<Tensor>& sums) {
+  if (like.numel() == 0) {
+    if (sums) torch::stable::fill_(*sums, 0.0);
+    return;
+  }
+  const BiasActLayout layout = layout_of(name, like, dim);
+  const int type = type_of(name, like);
+  t.sums = sums ? sums->mutable_data_ptr() : nullptr;
+  if (like.is_cpu()) return run_on_cpu(op, type, layout, form, t);
+#ifdef EEG_GAN_CUDA
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  uintptr_t addresses = 0;
+  for (const void* p : {t.in, t.ref, t.dy, (const void*)t.out, (const void*)t.out2}) addresses |= uintptr_t(p);
+  const int aligned = addresses % 16 == 0;
+  Tensor partial;  // freed in stream order by torch's allocator
+  if (sums) {
+    const int64_t rows = eeg_gan_bias_act_partial_rows(type, &layout, aligned);
+    partial = torch::stable::new_empty(like, {rows, layout.channels}, sums->scalar_type());
+    t.partial = partial.mutable_data_ptr();
+  }
+  check_launch(name, eeg_gan_bias_act(op, type, &layout, aligned, &form, &t, current_stream(like)));
+#endif
+}
+
+Tensor forward(const Tensor& x_given, const std::optional<Tensor>& b_given, int64_t dim, int64_t act, double alpha,
+               double gain, double clamp) {
+  const char* name = "bias_act";
+  const Tensor x = dense(x_given);
+  const auto b = per_channel(name, b_given, x, dim);
+  Tensor y = torch::stable::empty_like(x);
+  BiasActTensors t{};
+  t.in = x.const_data_ptr();
+  t.bias = pointer(b);
+  t.out = y.mutable_data_ptr();
+  run(BIAS_ACT_FORWARD, name, x, dim, act_form(int(act), alpha, gain, limit_of(x, clamp, false), false), t, std::nullopt);
+  return y;
+}
+
+std::optional<Tensor> sums_like(const Tensor& x, int64_t dim, bool wanted) {
+  if (!wanted) return std::nullopt;
+  return torch::stable::new_empty(x, {x.size(dim)}, computing_type(x));
+}
+
+Tensor or_nothing(const std::optional<Tensor>& t, const Tensor& like) {
+  return t ? *t : torch::stable::new_empty(like, {0}, computing_type(like));
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor& dy_given, const std::optional<Tensor>& ref_given,
+                                    const std::optional<Tensor>& b_given, int64_t dim, int64_t act, double alpha,
+                                    double gain, double clamp, bool by_x, bool want_db) {
+  const char* name = "bias_act_backward";
+  const Tensor ref = dense(ref_given ? *ref_given : dy_given), dy = laid_out(name, ref_given ? dy_given : ref, ref);
+  const auto b = per_channel(name, b_given, ref, dim), db = sums_like(ref, dim, want_db);
+  Tensor dx = torch::stable::empty_like(ref);
+  BiasActTensors t{};
+  t.in = dy.const_data_ptr();
+  t.ref = ref.const_data_ptr();
+  t.bias = pointer(b);
+  t.out = dx.mutable_data_ptr();
+  run(BIAS_ACT_BACKWARD, name, ref, dim, act_form(int(act), alpha, gain, limit_of(ref, clamp, by_x), by_x), t, db);
+  return {dx, or_nothing(db, ref)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> double_backward(
+    const std::optional<Tensor>& ddx_given, const std::optional<Tensor>& ddb_given, const Tensor& dy_given,
+    const std::optional<Tensor>& ref_given, const std::optional<Tensor>& b_given, int64_t dim, int64_t act,
+    double alpha, double gain, double clamp, bool by_x, bool want_ref, bool want_b) {
+  const char* name = "bias_act_double_backward";
+  STD_TORCH_CHECK(want_ref || !want_b, name, ": the gradient of b is a sum of that of ref, which is not wanted");
+  const Tensor ref = dense(ref_given ? *ref_given : dy_given), dy = laid_out(name, ref_given ? dy_given : ref, ref);
+  std::optional<Tensor> ddx;
+  if (ddx_given) ddx = laid_out(name, *ddx_given, ref);
+  const auto ddb = per_channel(name, ddb_given, ref, dim), b = per_channel(name, b_given, ref, dim);
+  const auto gb = sums_like(ref, dim, want_b);
+  Tensor gdy = torch::stable::empty_like(ref);
+  std::optional<Tensor> gref;
+  if (want_ref) gref = torch::stable::empty_like(ref);
+  BiasActTensors t{};
+  t.in = pointer(ddx);
+  t.ref = ref.const_data_ptr();
+  t.dy = want_ref ? dy.const_data_ptr() : nullptr;
+  t.bias = pointer(b);
+  t.ddb = pointer(ddb);
+  t.out = gdy.mutable_data_ptr();
+  t.out2 = want_ref ? gref->mutable_data_ptr() : nullptr;
+  const ActForm form = act_form(int(act), alpha, gain, limit_of(ref, clamp, by_x), by_x);
+  run(BIAS_ACT_DOUBLE_BACKWARD, name, ref, dim, form, t, gb);
+  return {gdy, gref ? *gref : or_nothing(std::nullopt, ref), or_nothing(gb, ref)};
+}
+
+}  // namespace
+}  // namespace eeg_gan
+
+STABLE_TORCH_LIBRARY_IMPL(eeg_gan, CPU, m) {
+  m.impl("bias_act", TORCH_BOX(&eeg_gan::forward));
+  m.impl("bias_act_backward", TORCH_BOX(&eeg_gan::backward));
+  m.impl("bias_act_double_backward", TORCH_BOX(&eeg_gan::double_backward));
+}
+
+#ifdef EEG_GAN_CUDA
+STABLE_TORCH_LIBRARY_IMPL(eeg_gan, CUDA, m) {
+  m.impl("bias_act", TORCH_BOX(&eeg_gan::forward));
+  m.impl("bias_act_backward", TORCH_BOX(&eeg_gan::backward));
+  m.impl("bias_act_double_backward", TORCH_BOX(&eeg_gan::double_backward));
+}
+#endif
