@@ -26,7 +26,15 @@ def why_not() -> str:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
         return f"{found[0].name} cannot be loaded: {' '.join(str(error).split())}"
+    _register()
     return ""
+
+
+def _register() -> None:
+    from eeg_gan.ops import _affine_warp, _bias_act, _upfirdn2d
+
+    for module in (_upfirdn2d, _bias_act, _affine_warp):
+        getattr(module, "register", lambda: None)()
 
 
 @functools.cache
