@@ -17,8 +17,6 @@ namespace {
 struct BFloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
 
-template <class T> using Computing = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 EEG_GAN_INLINE float load(float v) { return v; }
 EEG_GAN_INLINE double load(double v) { return v; }
 EEG_GAN_INLINE float load(BFloat16 v) { return std::bit_cast<float>(uint32_t(v.bits) << 16); }
@@ -86,8 +84,8 @@ struct Plan {
   explicit Plan(const UpfirdnJob& j) : job(j), sx(j.ax), sy(j.ay) {}
 };
 
-template <int N, bool ADD, class A, class S, class D>
-EEG_GAN_INLINE void weighted(const S* __restrict src, const int64_t* at, const A* w, D* __restrict dst, int64_t n) {
+template <int N, bool ADD, class A, class S>
+EEG_GAN_INLINE void weighted(const S* __restrict src, const int64_t* at, const A* w, A* __restrict dst, int64_t n) {
   const S* s[N];
   A g[N];
   for (int k = 0; k < N; ++k) s[k] = src + at[k], g[k] = w[k];
@@ -96,131 +94,148 @@ EEG_GAN_INLINE void weighted(const S* __restrict src, const int64_t* at, const A
     A sum = g[0] * load(s[0][j]);
 #pragma GCC unroll 16
     for (int k = 1; k < N; ++k) sum += g[k] * load(s[k][j]);
-    if constexpr (ADD) sum += load(dst[j]);
-    store(dst + j, sum);
+    dst[j] = ADD ? dst[j] + sum : sum;
   }
 }
 
-// dst[j] = sum_k w[k] * src[at[k] + j], added to what is there if ADD; `sums` holds n values where dst is too coarse
-template <bool ADD, class A, class S, class D>
-EEG_GAN_INLINE void combine(int64_t taps, const S* src, const int64_t* at, const A* w, D* dst, int64_t n, A* sums) {
+// dst[j] = sum_k w[k] * src[at[k] + j]
+template <class A, class S>
+EEG_GAN_INLINE void combine(int64_t taps, const S* src, const int64_t* at, const A* w, A* dst, int64_t n) {
   switch (taps) {
-    case 0:
-      if constexpr (!ADD) std::memset(static_cast<void*>(dst), 0, n * sizeof(D));
-      return;
-    case 1: return weighted<1, ADD>(src, at, w, dst, n);
-    case 2: return weighted<2, ADD>(src, at, w, dst, n);
-    case 4: return weighted<4, ADD>(src, at, w, dst, n);
-    case 6: return weighted<6, ADD>(src, at, w, dst, n);
+    case 0: return void(std::fill_n(dst, n, A(0)));
+    case 2: return weighted<2, false>(src, at, w, dst, n);
+    case 4: return weighted<4, false>(src, at, w, dst, n);
+    case 6: return weighted<6, false>(src, at, w, dst, n);
   }
-  if constexpr (std::is_same_v<A, D>) {
-    int64_t k = taps < 4 ? 1 : 4;
-    taps < 4 ? weighted<1, ADD>(src, at, w, dst, n) : weighted<4, ADD>(src, at, w, dst, n);
-    for (; k + 4 <= taps; k += 4) weighted<4, true>(src, at + k, w + k, dst, n);
-    for (; k < taps; ++k) weighted<1, true>(src, at + k, w + k, dst, n);
-  } else {
-    static_assert(!ADD);
-    combine<false>(taps, src, at, w, sums, n, sums);
-    for (int64_t j = 0; j < n; ++j) store(dst + j, sums[j]);
+  weighted<1, false>(src, at, w, dst, n);
+  int64_t k = 1;
+  for (; k + 4 <= taps; k += 4) weighted<4, true>(src, at + k, w + k, dst, n);
+  for (; k < taps; ++k) weighted<1, true>(src, at + k, w + k, dst, n);
+}
+
+// The vertical filter: input rows of any type, which lie `at` apart, into one of the computing type.
+#define EEG_GAN_VERTICAL(S, A)                                                                                    \
+  EEG_GAN_CLONES void vertical(int64_t taps, const S* src, const int64_t* at, const A* w, A* dst, int64_t n) { \
+    combine(taps, src, at, w, dst, n);                                                                            \
   }
+EEG_GAN_VERTICAL(float, float)
+EEG_GAN_VERTICAL(double, double)
+EEG_GAN_VERTICAL(BFloat16, float)
+EEG_GAN_VERTICAL(Float16, float)
+#undef EEG_GAN_VERTICAL
+
+EEG_GAN_CLONES void store_row(const float* from, BFloat16* to, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to + j, from[j]);
+}
+EEG_GAN_CLONES void store_row(const float* from, Float16* to, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) store(to + j, from[j]);
+}
+template <class A>
+void store_row(const A* from, A* to, int64_t n) {
+  std::copy_n(from, n, to);
 }
 
 template <class A>
 struct Scratch {
-  std::vector<A> tmp, parts, sums;
+  std::vector<A> tmp, parts, line, total;
 };
 
 constexpr int64_t WIDE = 16;  // channels from which single pixels make good loops
 
-// One row of output from `tmp`, which holds input columns from `first[begin]` on, without gaps.
-template <bool ADD, class A, class D>
-EEG_GAN_INLINE void across(const Plan<A>& plan, const std::vector<std::vector<A>>& w, const A* tmp, int64_t length,
-                           D* dst, int64_t begin, int64_t end, Scratch<A>& scratch) {
+// Outputs [begin, end) of a row from `tmp`, which holds the columns under them from first[begin] on, without gaps.
+template <class A>
+EEG_GAN_INLINE void filter_across(const Plan<A>& plan, const std::vector<std::vector<A>>& w, const A* tmp,
+                                  int64_t columns, A* __restrict dst, int64_t begin, int64_t end, A* parts) {
   const UpfirdnAxis& axis = plan.job.ax;
   const int64_t c = plan.pixel, origin = plan.sx.first[begin], n = end - begin;
-  A* sums = scratch.sums.data();
+  const int64_t* apart = plan.pixels_apart.data();
   if (axis.up == 1 && axis.down == 1) {
-    combine<ADD>(axis.taps, tmp, plan.pixels_apart.data(), w[0].data(), dst, n * c, sums);
-  } else if (!ADD && c == 1 && axis.up == 1 && axis.down == 2 && axis.taps == 4) {
+    combine(axis.taps, tmp, apart, w[0].data(), dst, n * c);
+  } else if (c == 1 && axis.up == 1 && axis.down == 2 && axis.taps == 4) {
     const A w0 = w[0][0], w1 = w[0][1], w2 = w[0][2], w3 = w[0][3];
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i)
-      store(dst + i, w0 * tmp[2 * i] + w1 * tmp[2 * i + 1] + w2 * tmp[2 * i + 2] + w3 * tmp[2 * i + 3]);
-  } else if (!ADD && c == 1 && axis.up == 2 && axis.down == 1 && axis.taps == 4) {
+      dst[i] = w0 * tmp[2 * i] + w1 * tmp[2 * i + 1] + w2 * tmp[2 * i + 2] + w3 * tmp[2 * i + 3];
+  } else if (c == 1 && axis.up == 2 && axis.down == 1 && axis.taps == 4) {
     const int64_t p = plan.sx.phase[begin], second = 1 - p;  // where the second of two outputs starts
     const A w0 = w[p][0], w1 = w[p][1], w2 = w[1 - p][0], w3 = w[1 - p][1];
 #pragma GCC ivdep
     for (int64_t i = 0; i < n / 2; ++i) {
-      store(dst + 2 * i, w0 * tmp[i] + w1 * tmp[i + 1]);
-      store(dst + 2 * i + 1, w2 * tmp[i + second] + w3 * tmp[i + 1 + second]);
+      dst[2 * i] = w0 * tmp[i] + w1 * tmp[i + 1];
+      dst[2 * i + 1] = w2 * tmp[i + second] + w3 * tmp[i + 1 + second];
     }
-    if (n % 2) store(dst + n - 1, w0 * tmp[n / 2] + w1 * tmp[n / 2 + 1]);
-  } else if (c < WIDE && axis.up == 1) {  // each d-th column together, then as above
-    const int64_t d = axis.down, part = plan.tile * c + axis.taps * c, columns = length / c;
-    A* parts = scratch.parts.data();
+    if (n % 2) dst[n - 1] = w0 * tmp[n / 2] + w1 * tmp[n / 2 + 1];
+  } else if (c < WIDE && axis.up == 1) {  // each d-th column together, then as without
+    const int64_t d = axis.down, part = plan.tile * c + axis.taps * c;
     for (int64_t r = 0; r < d; ++r)
       for (int64_t i = 0; i * d + r < columns; ++i)
         for (int64_t k = 0; k < c; ++k) parts[r * part + i * c + k] = tmp[(i * d + r) * c + k];
-    combine<ADD>(axis.taps, parts, plan.decimated.data(), w[0].data(), dst, n * c, sums);
+    combine(axis.taps, parts, plan.decimated.data(), w[0].data(), dst, n * c);
   } else if (c < WIDE && axis.down == 1) {  // each u-th output together, then interleaved
     const int64_t u = axis.up, part = plan.tile * c;
-    A* parts = scratch.parts.data();
     for (int64_t r = 0; r < std::min(u, n); ++r) {
       const int64_t m = begin + r, p = plan.sx.phase[m], count = (n - r + u - 1) / u;
-      combine<false>(plan.sx.count[p], tmp + (plan.sx.first[m] - origin) * c, plan.pixels_apart.data(), w[p].data(),
-                     parts + r * part, count * c, sums);
+      combine(plan.sx.count[p], tmp + (plan.sx.first[m] - origin) * c, apart, w[p].data(), parts + r * part, count * c);
     }
     for (int64_t m = 0, r = 0, i = 0; m < n; ++m) {
-      for (int64_t k = 0; k < c; ++k) {
-        const A value = parts[r * part + i * c + k];
-        store(dst + m * c + k, ADD ? value + A(load(dst[m * c + k])) : value);
-      }
+      for (int64_t k = 0; k < c; ++k) dst[m * c + k] = parts[r * part + i * c + k];
       if (++r == u) r = 0, ++i;
     }
   } else {
     for (int64_t m = begin; m < end; ++m) {
       const int64_t p = plan.sx.phase[m];
-      combine<ADD>(plan.sx.count[p], tmp + (plan.sx.first[m] - origin) * c, plan.pixels_apart.data(), w[p].data(),
-                   dst + (m - begin) * c, c, sums);
+      combine(plan.sx.count[p], tmp + (plan.sx.first[m] - origin) * c, apart, w[p].data(), dst + (m - begin) * c, c);
     }
   }
 }
+EEG_GAN_CLONES void across(const Plan<float>& plan, const std::vector<std::vector<float>>& w, const float* tmp,
+                           int64_t columns, float* dst, int64_t begin, int64_t end, float* parts) {
+  filter_across(plan, w, tmp, columns, dst, begin, end, parts);
+}
+EEG_GAN_CLONES void across(const Plan<double>& plan, const std::vector<std::vector<double>>& w, const double* tmp,
+                           int64_t columns, double* dst, int64_t begin, int64_t end, double* parts) {
+  filter_across(plan, w, tmp, columns, dst, begin, end, parts);
+}
 
-// Rows of one plane or image.
+// Rows [y_begin, y_end) of one plane or image.
 template <class T, class A>
-EEG_GAN_INLINE void filter_rows(const Plan<A>& plan, int64_t plane, int64_t y_begin, int64_t y_end,
-                                Scratch<A>& scratch) {
+void filter_rows(const Plan<A>& plan, int64_t plane, int64_t y_begin, int64_t y_end, Scratch<A>& scratch) {
   const UpfirdnJob& job = plan.job;
   const int64_t c = plan.pixel, width = job.ax.size;
   const T* x = static_cast<const T*>(job.x) + plane * job.ay.size * plan.row;
   T* out = static_cast<T*>(job.y) + plane * job.ay.out * job.ax.out * c;
+  A *tmp = scratch.tmp.data(), *parts = scratch.parts.data(), *line = scratch.line.data();
   for (int64_t begin = 0; begin < job.ax.out; begin += plan.tile) {
-    const int64_t end = std::min(job.ax.out, begin + plan.tile), from = plan.sx.first[begin];
+    const int64_t end = std::min(job.ax.out, begin + plan.tile), n = (end - begin) * c, from = plan.sx.first[begin];
     const int64_t to = plan.sx.first[end - 1] + plan.sx.count[plan.sx.phase[end - 1]];
     const int64_t left = std::clamp<int64_t>(from, 0, width), right = std::clamp<int64_t>(to, left, width);
-    A* tmp = scratch.tmp.data();
     std::fill_n(tmp, (to - from) * c, A(0));  // columns outside stay zero
     A* inside = tmp + (left - from) * c;
     for (int64_t m = y_begin; m < y_end; ++m) {
       T* dst = out + (m * job.ax.out + begin) * c;
-      const int64_t p = plan.sy.phase[m], first = plan.sy.first[m], count = plan.sy.count[p];
-      const int64_t skip = std::max<int64_t>(0, -first), stop = std::min(count, job.ay.size - first);
+      const int64_t p = plan.sy.phase[m], first = plan.sy.first[m];
+      const int64_t skip = std::max<int64_t>(0, -first), stop = std::min(plan.sy.count[p], job.ay.size - first);
       const T* src = x + (first + skip) * plan.row + left * c;
       if (stop <= skip || right <= left) {
-        std::memset(static_cast<void*>(dst), 0, (end - begin) * c * sizeof(T));
-      } else if (!plan.wy.empty()) {
-        combine<false>(stop - skip, src, plan.rows_apart.data(), plan.wy[p].data() + skip, inside, (right - left) * c,
-                       scratch.sums.data());
-        across<false>(plan, plan.wx[0], tmp, (to - from) * c, dst, begin, end, scratch);
-      } else {  // a 2-D filter row by row
-        A* total = scratch.sums.data() + plan.tile * c;
-        std::fill_n(total, (end - begin) * c, A(0));
-        for (int64_t q = skip; q < stop; ++q, src += plan.row) {
-          for (int64_t j = 0; j < (right - left) * c; ++j) inside[j] = load(src[j]);
-          across<true>(plan, plan.wx[p + q * job.ay.up], tmp, (to - from) * c, total, begin, end, scratch);
-        }
-        for (int64_t j = 0; j < (end - begin) * c; ++j) store(dst + j, total[j]);
+        std::memset(static_cast<void*>(dst), 0, n * sizeof(T));
+        continue;
       }
+      A* result = line;
+      if (!plan.wy.empty()) {
+        if constexpr (std::is_same_v<T, A>) result = dst;
+        vertical(stop - skip, src, plan.rows_apart.data(), plan.wy[p].data() + skip, inside, (right - left) * c);
+        across(plan, plan.wx[0], tmp, to - from, result, begin, end, parts);
+      } else {  // a 2-D filter row by row
+        result = scratch.total.data();
+        std::fill_n(result, n, A(0));
+        const A one = 1;
+        for (int64_t q = skip; q < stop; ++q, src += plan.row) {
+          vertical(1, src, plan.rows_apart.data(), &one, inside, (right - left) * c);
+          across(plan, plan.wx[p + q * job.ay.up], tmp, to - from, line, begin, end, parts);
+          for (int64_t j = 0; j < n; ++j) result[j] += line[j];
+        }
+      }
+      if (static_cast<void*>(result) != static_cast<void*>(dst)) store_row(result, dst, n);
     }
   }
 }
@@ -249,6 +264,10 @@ EEG_GAN_INLINE Block sum2(const Block& p, const Block& q, float w0, float w1) {
   return {w0 * p.a + w1 * q.a, w0 * p.b + w1 * q.b};
 }
 
+// Lines of the result come in strides of a pixel, which the hardware does not foresee.
+EEG_GAN_INLINE void foresee(const float* p) { __builtin_prefetch(p, 1); }
+constexpr int64_t AHEAD = 12;  // pixels
+
 struct Rows {  // the input rows under one output row; a row of zeros stands for those outside
   const float *p, *q, *r, *s;
   Four w;
@@ -274,6 +293,7 @@ EEG_GAN_INLINE void slide(const Rows rows, const Four even, const Four odd, int6
       store16(out, sum2(p, q, odd.w0, odd.w1)), out += c, ++m;
     }
     for (; m + 1 < n; m += 2, ++x, out += 2 * c) {
+      foresee(out + AHEAD * c), foresee(out + (AHEAD + 1) * c);
       store16(out, sum2(p, q, even.w0, even.w1));
       p = q, q = column<2, false>(rows, x, width, c);
       store16(out + c, sum2(p, q, odd.w0, odd.w1));
@@ -284,6 +304,9 @@ EEG_GAN_INLINE void slide(const Rows rows, const Four even, const Four odd, int6
     for (int64_t m = 0; m < n; ++m, x += DOWN, out += c) {
       if constexpr (DOWN == 2) r = column<4, MIRROR>(rows, x, width, c);
       s = column<4, MIRROR>(rows, x + DOWN - 1, width, c);
+      foresee(out + AHEAD * c);
+      foresee(rows.s + (x + AHEAD) * c);
+      if constexpr (DOWN == 2) foresee(rows.s + (x + AHEAD + 1) * c), foresee(rows.r + (x + AHEAD) * c);
       store16(out, sum4<MIRROR>(p, q, r, s, even));
       if constexpr (DOWN == 1) p = q, q = r, r = s;
       else p = r, q = s;
@@ -323,8 +346,14 @@ struct Units {
 };
 
 template <class T, class A>
-EEG_GAN_INLINE void run(const Plan<A>& plan, const Units& units, Scratch<A>& scratch) {
-  const int64_t height = plan.job.ay.out;
+void run(const Plan<A>& plan, const Units& units) {
+  Scratch<A> scratch;
+  const int64_t height = plan.job.ay.out, line = plan.tile * plan.pixel;
+  scratch.tmp.resize((((plan.tile - 1) * plan.job.ax.down + plan.job.ax.taps) / plan.job.ax.up + 2) * plan.pixel);
+  scratch.line.resize(line);
+  if (plan.wy.empty()) scratch.total.resize(line);
+  if (plan.pixel < WIDE)
+    scratch.parts.resize(std::max(plan.job.ax.down, plan.job.ax.up) * (line + plan.job.ax.taps * plan.pixel));
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
     const int64_t plane = unit / units.per_plane, y = unit % units.per_plane * units.rows;
     filter_rows<T>(plan, plane, y, std::min(height, y + units.rows), scratch);
@@ -339,24 +368,21 @@ EEG_GAN_INLINE void run_slide(const Plan<float>& plan, const Units& units) {
   }
 }
 
-EEG_GAN_CLONES void run_float32(const Plan<float>& p, const Units& u, Scratch<float>& s) { run<float>(p, u, s); }
-EEG_GAN_CLONES void run_float64(const Plan<double>& p, const Units& u, Scratch<double>& s) { run<double>(p, u, s); }
-EEG_GAN_CLONES void run_bfloat16(const Plan<float>& p, const Units& u, Scratch<float>& s) { run<BFloat16>(p, u, s); }
-EEG_GAN_CLONES void run_float16(const Plan<float>& p, const Units& u, Scratch<float>& s) { run<Float16>(p, u, s); }
 EEG_GAN_CLONES void run_up(const Plan<float>& p, const Units& u) { run_slide<2, 1, false>(p, u); }
 EEG_GAN_CLONES void run_down(const Plan<float>& p, const Units& u) { run_slide<1, 2, false>(p, u); }
 EEG_GAN_CLONES void run_plain(const Plan<float>& p, const Units& u) { run_slide<1, 1, false>(p, u); }
 EEG_GAN_CLONES void run_down_mirror(const Plan<float>& p, const Units& u) { run_slide<1, 2, true>(p, u); }
 EEG_GAN_CLONES void run_plain_mirror(const Plan<float>& p, const Units& u) { run_slide<1, 1, true>(p, u); }
 
-using Slide = void (*)(const Plan<float>&, const Units&);
+template <class A>
+using Kernel = void (*)(const Plan<A>&, const Units&);
 
 template <class A>
 bool mirrored(const std::vector<A>& w) {
   return std::equal(w.begin(), w.end(), w.rbegin());
 }
 
-Slide slide_for(const Plan<float>& plan) {
+Kernel<float> slide_for(const Plan<float>& plan) {
   const UpfirdnAxis &ax = plan.job.ax, &ay = plan.job.ay;
   if (plan.job.dtype != EEG_GAN_FLOAT32 || plan.pixel % 16 || plan.wy.empty()) return nullptr;
   if (ax.taps != 4 || ay.taps != 4 || ax.up != ay.up || ax.down != ay.down) return nullptr;
@@ -403,7 +429,7 @@ constexpr int64_t TILE = 4096;   // values of a row at a time, so that the buffe
 constexpr int64_t GRAIN = 16384;  // outputs that are worth a thread
 
 template <class A>
-void execute(const UpfirdnJob& job, void (*kernel)(const Plan<A>&, const Units&, Scratch<A>&)) {
+void execute(const UpfirdnJob& job, Kernel<A> kernel) {
   Plan<A> plan(job);
   const Taps taps(job, static_cast<const A*>(job.f));
   const int64_t kx = job.ax.taps, ky = job.ay.taps;
@@ -421,32 +447,24 @@ void execute(const UpfirdnJob& job, void (*kernel)(const Plan<A>&, const Units&,
     plan.pixels_apart.push_back(k * c);
     plan.decimated.push_back(k % job.ax.down * (plan.tile + kx) * c + k / job.ax.down * c);
   }
-  Slide slide = nullptr;
-  if constexpr (std::is_same_v<A, float>) slide = slide_for(plan);
-  if (slide) plan.zeros.assign(plan.row, A(0));
+  if constexpr (std::is_same_v<A, float>) {
+    if (const Kernel<A> slide = slide_for(plan)) kernel = slide, plan.zeros.assign(plan.row, 0.0f);
+  }
   const int64_t per_row = job.ax.out * c;
   Units all{0, 0, std::clamp<int64_t>(GRAIN / per_row, 1, job.ay.out), 0};
   all.per_plane = (job.ay.out + all.rows - 1) / all.rows;
   const int64_t grain = std::max<int64_t>(1, GRAIN / (all.rows * per_row));
   torch::stable::parallel_for(0, plan.planes * all.per_plane, grain, [&](int64_t begin, int64_t end) {
-    const Units units{begin, end, all.rows, all.per_plane};
-    if constexpr (std::is_same_v<A, float>) {
-      if (slide) return slide(plan, units);
-    }
-    Scratch<A> scratch;
-    scratch.tmp.resize((((plan.tile - 1) * job.ax.down + kx) / job.ax.up + 2) * c);
-    scratch.sums.resize(std::max<int64_t>(2 * plan.tile * c, int64_t(scratch.tmp.size())));
-    if (c < WIDE) scratch.parts.resize(std::max(job.ax.down, job.ax.up) * (plan.tile + kx) * c);
-    kernel(plan, units, scratch);
+    kernel(plan, {begin, end, all.rows, all.per_plane});
   });
 }
 
 void on_cpu(const UpfirdnJob& job) {
   switch (job.dtype) {
-    case EEG_GAN_FLOAT32: return execute<float>(job, run_float32);
-    case EEG_GAN_FLOAT64: return execute<double>(job, run_float64);
-    case EEG_GAN_BFLOAT16: return execute<float>(job, run_bfloat16);
-    default: return execute<float>(job, run_float16);
+    case EEG_GAN_FLOAT32: return execute<float>(job, run<float, float>);
+    case EEG_GAN_FLOAT64: return execute<double>(job, run<double, double>);
+    case EEG_GAN_BFLOAT16: return execute<float>(job, run<BFloat16, float>);
+    default: return execute<float>(job, run<Float16, float>);
   }
 }
 #ifdef EEG_GAN_CUDA

@@ -196,8 +196,13 @@ def _convolved(x: Tensor, f: Tensor, up, down, pads, flip: bool, gain: float) ->
 
 
 def _padded(x: Tensor, pads) -> Tensor:
+    """Zeros first, then crops: a crop may be larger than the image."""
     y0, y1, x0, x1 = pads
-    return F.pad(x, (x0, x1, y0, y1)) if any(pads) else x
+    height, width = x.shape[2] + y0 + y1, x.shape[3] + x0 + x1
+    if max(pads) > 0:
+        x = F.pad(x, [max(p, 0) for p in (x0, x1, y0, y1)])
+    y0, x0 = max(-y0, 0), max(-x0, 0)
+    return x[:, :, y0 : y0 + height, x0 : x0 + width] if min(pads) < 0 else x
 
 
 def _taps(f: Tensor) -> tuple[int, int]:

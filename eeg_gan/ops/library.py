@@ -37,9 +37,17 @@ def _register() -> None:
         getattr(module, "register", lambda: None)()
 
 
-@functools.cache
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the library holds a kernel of `op` for the device: it may have been built without CUDA."""
+    return _has_kernel(op, device_type)
+
+
+# torch.compile takes the answer as it is, rather than tracing the search for the library
+has_kernel._dynamo_marked_constant = True
+
+
+@functools.cache
+def _has_kernel(op: str, device_type: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     if key is None or not available():
         return False
