@@ -241,8 +241,7 @@ void filter_rows(const Plan<A>& plan, int64_t plane, int64_t y_begin, int64_t y_
 }
 
 // The case of the networks: float32, channels_last, four taps along both axes, which share up and down. Vertical sums
-// of 16 channels (a cache line) slide through registers, so that nothing is stored but the result. Rows come outermost:
-// with the channels outermost, the result would be written all over memory.
+// of 16 channels (a cache line) slide through registers, so that nothing is stored but the result.
 typedef float Lanes __attribute__((vector_size(32)));
 typedef float Memory __attribute__((vector_size(32), aligned(4), may_alias));
 struct Block { Lanes a, b; };
@@ -264,9 +263,7 @@ EEG_GAN_INLINE Block sum2(const Block& p, const Block& q, float w0, float w1) {
   return {w0 * p.a + w1 * q.a, w0 * p.b + w1 * q.b};
 }
 
-// Lines of the result come in strides of a pixel, which the hardware does not foresee.
-EEG_GAN_INLINE void foresee(const float* p) { __builtin_prefetch(p, 1); }
-constexpr int64_t AHEAD = 12;  // pixels
+constexpr int64_t NEAR = 2048;  // values of the result that are completed together: lines in strides are slow to write
 
 struct Rows {  // the input rows under one output row; a row of zeros stands for those outside
   const float *p, *q, *r, *s;
@@ -293,7 +290,6 @@ EEG_GAN_INLINE void slide(const Rows rows, const Four even, const Four odd, int6
       store16(out, sum2(p, q, odd.w0, odd.w1)), out += c, ++m;
     }
     for (; m + 1 < n; m += 2, ++x, out += 2 * c) {
-      foresee(out + AHEAD * c), foresee(out + (AHEAD + 1) * c);
       store16(out, sum2(p, q, even.w0, even.w1));
       p = q, q = column<2, false>(rows, x, width, c);
       store16(out + c, sum2(p, q, odd.w0, odd.w1));
@@ -304,9 +300,6 @@ EEG_GAN_INLINE void slide(const Rows rows, const Four even, const Four odd, int6
     for (int64_t m = 0; m < n; ++m, x += DOWN, out += c) {
       if constexpr (DOWN == 2) r = column<4, MIRROR>(rows, x, width, c);
       s = column<4, MIRROR>(rows, x + DOWN - 1, width, c);
-      foresee(out + AHEAD * c);
-      foresee(rows.s + (x + AHEAD) * c);
-      if constexpr (DOWN == 2) foresee(rows.s + (x + AHEAD + 1) * c), foresee(rows.r + (x + AHEAD) * c);
       store16(out, sum4<MIRROR>(p, q, r, s, even));
       if constexpr (DOWN == 1) p = q, q = r, r = s;
       else p = r, q = s;
@@ -325,17 +318,21 @@ EEG_GAN_INLINE void slide_rows(const Plan<float>& plan, int64_t image, int64_t y
   const float* x = static_cast<const float*>(job.x) + image * height * plan.row;
   float* out = static_cast<float*>(job.y) + image * job.ay.out * job.ax.out * c;
   const Four even = four(plan.wx[0][0]), odd = four(plan.wx[0][UP - 1]);
+  const int64_t span = std::max<int64_t>(8, NEAR / c);
   for (int64_t m = y_begin; m < y_end; ++m) {
     const float* at[4] = {};
     for (int64_t k = 0; k < 4 / UP; ++k) {
       const int64_t y = plan.sy.first[m] + k;
       at[k] = y < 0 || y >= height ? plan.zeros.data() : x + y * plan.row;
     }
-    Rows rows{at[0], at[1], at[2], at[3], four(plan.wy[plan.sy.phase[m]])};
-    float* dst = out + m * job.ax.out * c;
-    for (int64_t channel = 0; channel < c; channel += BLOCK, dst += BLOCK) {
-      slide<UP, DOWN, MIRROR>(rows, even, odd, plan.sx.first[0], plan.sx.phase[0], job.ax.size, c, dst, job.ax.out);
-      rows.p += BLOCK, rows.q += BLOCK, rows.r += BLOCK, rows.s += BLOCK;
+    const Four w = four(plan.wy[plan.sy.phase[m]]);
+    for (int64_t begin = 0; begin < job.ax.out; begin += span) {
+      const int64_t n = std::min(span, job.ax.out - begin), first = plan.sx.first[begin];
+      for (int64_t k = 0; k < c; k += BLOCK) {
+        const Rows rows{at[0] + k, at[1] + k, at[2] + k, at[3] + k, w};
+        float* dst = out + (m * job.ax.out + begin) * c + k;
+        slide<UP, DOWN, MIRROR>(rows, even, odd, first, plan.sx.phase[begin], job.ax.size, c, dst, n);
+      }
     }
   }
 }
