@@ -422,7 +422,7 @@ struct Taps {
   }
 };
 
-constexpr int64_t TILE = 4096;   // values of a row at a time, so that the buffers stay in the first cache
+constexpr int64_t TILE = 2048;   // values of a row at a time, so that the buffers stay in the first cache
 constexpr int64_t GRAIN = 16384;  // outputs that are worth a thread
 
 template <class A>
@@ -512,7 +512,8 @@ Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, i
                   "upfirdn2d: f and x are on one device");
   // The layout of x decides that of the result; views that are neither dense nor channels_last are copied first.
   const bool last = !x.is_contiguous() && x.stride(1) == 1;
-  const auto format = last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+  using torch::headeronly::MemoryFormat;
+  const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const bool dense = last ? is_channels_last(x) : x.is_contiguous();
   const Tensor image = dense ? x : torch::stable::contiguous(x, format);
   const Tensor taps = f.is_contiguous() ? f : torch::stable::contiguous(f);

@@ -27,7 +27,7 @@ __device__ __forceinline__ void narrow(__half& to, float v) { to = __float2half_
 
 template <class T, int N> struct alignas(sizeof(T) * N) Pack { T v[N]; };
 
-__host__ __device__ __forceinline__ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+__device__ __forceinline__ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // Tap k of an axis in the order of correlation.
 template <class A>
@@ -290,7 +290,8 @@ int32_t inputs_under(int32_t outputs, int up, int down, int64_t taps) {
   return int32_t(((outputs - 1) * down + taps - 1) / up + 1);
 }
 
-Tiles tiles_of(const UpfirdnJob& job, int up, int down, int32_t width, int32_t height, int32_t channels, int64_t depth) {
+Tiles tiles_of(const UpfirdnJob& job, int up, int down, int32_t width, int32_t height, int32_t channels,
+               int64_t depth) {
   Tiles t{};
   t.width = width, t.height = height, t.channels = channels;
   t.shift_x = up == 2 ? int32_t(job.ax.pad & 1) : 0, t.shift_y = up == 2 ? int32_t(job.ay.pad & 1) : 0;

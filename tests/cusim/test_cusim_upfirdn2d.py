@@ -30,7 +30,8 @@ def simulated(x, f, up, down, pads, flip, gain, order, shift=0):
     """The kernel's result; x and the result lie `shift` elements behind an aligned address."""
     f = f.double() if x.dtype == torch.double else f
     (x0, x1, y0, y1), (height, width) = pads, x.shape[2:]
-    out_w, out_h = (width * up[0] + x0 + x1 - f.shape[-1]) // down[0] + 1, (height * up[1] + y0 + y1 - len(f)) // down[1] + 1
+    out_w = (width * up[0] + x0 + x1 - f.shape[-1]) // down[0] + 1
+    out_h = (height * up[1] + y0 + y1 - len(f)) // down[1] + 1
     last = not x.is_contiguous()
     moved = torch.empty(x.numel() + shift, dtype=x.dtype)[shift:]
     moved.copy_((x.permute(0, 2, 3, 1) if last else x).reshape(-1))

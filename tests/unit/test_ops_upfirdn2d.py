@@ -74,7 +74,8 @@ def jobs(draw):
     pads[3] += max(0, ky - height * up[1] - pads[2] - pads[3])
     shape = (draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 16, 20, 32])), height, width)
     random = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    x, f = torch.randn(shape, generator=random), torch.randn((ky, kx) if two_axes else (kx,), generator=random) / kx**0.5
+    x = torch.randn(shape, generator=random)
+    f = torch.randn((ky, kx) if two_axes else (kx,), generator=random) / kx**0.5
     x = LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](x.to(draw(st.sampled_from(DTYPES))))
     return x, f, up, down, tuple(pads), draw(st.booleans()), draw(st.sampled_from([1.0, 4.0, -0.5]))
 
@@ -166,7 +167,8 @@ def test_the_registration_is_complete():
         for x in (torch.randn(2, 3, 5, 4), torch.randn(1, 16, 4, 4).to(memory_format=torch.channels_last)):
             for trained in (False, True):
                 x = x.detach().requires_grad_(trained)
-                torch.library.opcheck(torch.ops.eeg_gan.upfirdn2d.default, (x, TAPS, 2, 1, 1, 2, 2, 1, 2, 1, False, 4.0))
+                arguments = (x, TAPS, 2, 1, 1, 2, 2, 1, 2, 1, False, 4.0)
+                torch.library.opcheck(torch.ops.eeg_gan.upfirdn2d.default, arguments)
 
 
 def test_shapes_without_data():
