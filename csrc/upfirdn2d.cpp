@@ -1,4 +1,4 @@
-// upfirdn2d on the CPU: each output row is a vertical filter over input rows into a short buffer, then a horizontal one.
+// upfirdn2d on the CPU: each output row is a vertical filter over input rows into a buffer, then a horizontal one.
 // Polyphase, so inserted zeros are never touched; a 2-D filter of rank 1 is found and runs as two 1-D ones.
 #include "upfirdn2d.h"
 

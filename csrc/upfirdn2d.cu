@@ -1,6 +1,6 @@
 // upfirdn2d on a GPU. All accumulate in float32 (float64 for float64), sum taps in a fixed order and use no atomics.
 //   patches     4x4 taps, up or down by two or neither, [N, C, H, W]: tiles in shared memory
-//   pixels      the same for [N, H, W, C]: each thread 16 bytes of channels of 2x2 outputs, neighbours through the cache
+//   pixels      the same for [N, H, W, C]: each thread 16 bytes of channels of 2x2 outputs, neighbours by the cache
 //   separable   1-D taps, the same factors, both layouts: two passes within a tile in shared memory
 //   gather      everything else: one output per thread
 #include "upfirdn2d.h"
