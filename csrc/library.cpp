@@ -10,4 +10,7 @@ STABLE_TORCH_LIBRARY(eeg_gan, m) {
   m.def(
       "bias_act_double_backward(Tensor? ddx, Tensor? ddb, Tensor dy, Tensor? ref, Tensor? b, int dim, int act, "
       "float alpha, float gain, float clamp, bool by_x, bool want_ref, bool want_b) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, "
+      "int pad_y1, bool flip, float gain) -> Tensor");
 }

@@ -5,15 +5,17 @@ a convolution; `flip_filter` makes it a correlation. Output width: (W*up + pad0 
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eeg_gan.ops import library
+
 MATRIX_MAX = 64  # px up to which a dense matrix per axis beats a depthwise convolution on a CPU
 SEPARABLE_FROM = 8  # taps
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def setup_filter(taps, normalize: bool = True, gain: float = 1.0, separable: bool | None = None) -> Tensor:
@@ -41,17 +43,24 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """[N, C, H, W] -> [N, C, H', W']; `up`, `down` are int or (x, y), `padding` int, (x, y) or (x0, x1, y0, y1)."""
-    (up_x, up_y), (down_x, down_y) = _pair(up), _pair(down)
+    """[N, C, H, W] -> [N, C, H', W']; `up`, `down` are int or (x, y), `padding` int, (x, y) or (x0, x1, y0, y1).
+
+    A 1-D filter is applied along both axes; f=None stands for one tap of 1. `gain` multiplies the whole. Differentiable
+    in x any number of times, not in f.
+    """
+    up_x, up_y = _pair(up, "up")
+    down_x, down_y = _pair(down, "down")
     pad_x0, pad_x1, pad_y0, pad_y1 = _four(padding)
     if f is None:
-        f = x.new_ones(1)
-    if f.ndim == 2:
-        along_both = (f, (up_y, up_x), (down_y, down_x), (pad_y0, pad_y1, pad_x0, pad_x1))
-        return _convolved(x, *along_both, flip_filter, gain)
-    axis = _by_matrix if x.device.type == "cpu" and max(x.shape[2:]) <= MATRIX_MAX else _by_convolution
-    x = axis(x, f, 3, up_x, down_x, (pad_x0, pad_x1), flip_filter, math.sqrt(gain))
-    return axis(x, f, 2, up_y, down_y, (pad_y0, pad_y1), flip_filter, math.sqrt(gain))
+        if up_x == up_y == down_x == down_y == gain == 1 and pad_x0 == pad_x1 == pad_y0 == pad_y1 == 0:
+            return x
+        f = torch.ones(1, device=x.device)
+    computing = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if f.dtype != computing:
+        f = _converted(f, computing)
+    _check(x, f, up_x, up_y, pad_x0 + pad_x1, pad_y0 + pad_y1)
+    arguments = (x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, bool(flip_filter), float(gain))
+    return torch.ops.eeg_gan.upfirdn2d.default(*arguments) if library.serves("upfirdn2d", x) else _twin(*arguments)
 
 
 def filter2d(x: Tensor, f: Tensor, padding=0, flip_filter: bool = False, gain: float = 1) -> Tensor:
@@ -62,16 +71,88 @@ def filter2d(x: Tensor, f: Tensor, padding=0, flip_filter: bool = False, gain: f
 
 def upsample2d(x: Tensor, f: Tensor, up=2, padding=0, flip_filter: bool = False, gain: float = 1) -> Tensor:
     """[N, C, H, W] -> [N, C, H * up, W * up] with unit gain at zero frequency for a normalised filter."""
-    ups = _pair(up)
+    ups = _pair(up, "up")
     pads = [((k + u - 1) // 2, (k - u) // 2) for k, u in zip(_taps(f), ups, strict=True)]
     return upfirdn2d(x, f, ups, 1, _added(pads, padding), flip_filter, gain * ups[0] * ups[1])
 
 
 def downsample2d(x: Tensor, f: Tensor, down=2, padding=0, flip_filter: bool = False, gain: float = 1) -> Tensor:
     """[N, C, H, W] -> [N, C, H / down, W / down]."""
-    downs = _pair(down)
+    downs = _pair(down, "down")
     pads = [((k - d + 1) // 2, (k - d) // 2) for k, d in zip(_taps(f), downs, strict=True)]
     return upfirdn2d(x, f, 1, downs, _added(pads, padding), flip_filter, gain)
+
+
+def _check(x: Tensor, f: Tensor, up_x: int, up_y: int, pad_x: int, pad_y: int) -> None:
+    """Everything that can be wrong with the arguments, before anything runs."""
+    if x.ndim != 4 or x.dtype not in DTYPES:
+        raise ValueError(
+            "upfirdn2d: x is [N, C, H, W] in float32, float64, bfloat16 or float16; "
+            f"got {x.dtype} of the shape {tuple(x.shape)}"
+        )
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"upfirdn2d: f has one or two axes and at least one tap; got the shape {tuple(f.shape)}")
+    if f.device != x.device:
+        raise ValueError(f"upfirdn2d: f is on {f.device} but x on {x.device}; move f there once, with .to(x.device)")
+    if f.requires_grad:
+        raise ValueError("upfirdn2d: f requires grad, but there is no derivative in the filter; pass f.detach()")
+    (height, width), kh, kw = x.shape[2:], f.shape[0], f.shape[-1]
+    if height < 1 or width < 1 or width * up_x + pad_x < kw or height * up_y + pad_y < kh:
+        raise ValueError(
+            f"upfirdn2d: {kh}x{kw} taps of f do not fit into x of {height}x{width} px with up (x, y) {up_x, up_y} and "
+            f"a padding of {pad_x} along x, {pad_y} along y in all; give more padding or a shorter filter"
+        )
+
+
+def _converted(f: Tensor, dtype: torch.dtype) -> Tensor:
+    if not f.is_floating_point():
+        raise ValueError(f"upfirdn2d: f is float32; got {f.dtype}")
+    return f.to(dtype)
+
+
+def register() -> None:
+    """Derivatives and shapes of the compiled operator; called once it is loaded."""
+    torch.library.register_fake("eeg_gan::upfirdn2d", _fake)
+    torch.library.register_autograd("eeg_gan::upfirdn2d", _backward, setup_context=_remember)
+
+
+def _fake(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain) -> Tensor:
+    width = (x.shape[3] * up_x + pad_x0 + pad_x1 - f.shape[-1]) // down_x + 1
+    height = (x.shape[2] * up_y + pad_y0 + pad_y1 - f.shape[0]) // down_y + 1
+    last = not x.is_contiguous() and x.stride(1) == 1
+    layout = torch.channels_last if last else torch.contiguous_format
+    shape = (x.shape[0], x.shape[1], height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _remember(ctx, inputs, output) -> None:
+    x, f, *ctx.numbers = inputs
+    if f.requires_grad:
+        raise ValueError("upfirdn2d: f requires grad, but there is no derivative in the filter; pass f.detach()")
+    ctx.sizes = (x.shape[3], output.shape[3]), (x.shape[2], output.shape[2])
+    ctx.save_for_backward(f)
+
+
+def _backward(ctx, gradient: Tensor):
+    """The adjoint is the same operation with up and down exchanged and the filter turned round."""
+    (f,) = ctx.saved_tensors
+    up_x, up_y, down_x, down_y, pad_x0, _, pad_y0, _, flip, gain = ctx.numbers
+    axes = (up_x, down_x, pad_x0, f.shape[-1]), (up_y, down_y, pad_y0, f.shape[0])
+    pads = []
+    for (size, out), (up, down, pad, taps) in zip(ctx.sizes, axes, strict=True):
+        pads += [taps - pad - 1, size * up - out * down + pad - up + 1]
+    op = torch.ops.eeg_gan.upfirdn2d.default
+    return op(gradient, f, down_x, down_y, up_x, up_y, *pads, not flip, gain), *[None] * 11
+
+
+def _twin(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain) -> Tensor:
+    """The same in plain PyTorch."""
+    if f.ndim == 2:
+        along_both = (f, (up_y, up_x), (down_y, down_x), (pad_y0, pad_y1, pad_x0, pad_x1))
+        return _convolved(x, *along_both, flip, gain)
+    axis = _by_matrix if x.device.type == "cpu" and max(x.shape[2:]) <= MATRIX_MAX else _by_convolution
+    x = axis(x, f, 3, up_x, down_x, (pad_x0, pad_x1), flip, 1.0)
+    return axis(x, f, 2, up_y, down_y, (pad_y0, pad_y1), flip, gain)
 
 
 def _by_matrix(x: Tensor, f: Tensor, dim: int, up: int, down: int, pads, flip: bool, gain: float) -> Tensor:
@@ -105,8 +186,6 @@ def _convolved(x: Tensor, f: Tensor, up, down, pads, flip: bool, gain: float) ->
     f = f.flip((0, 1)) if flip else f
     (kh, kw), (height, width) = f.shape, x.shape[2:]
     rows, columns = height * up[0] + y0 + y1 - kh + 1, width * up[1] + x0 + x1 - kw + 1
-    if rows < 1 or columns < 1:
-        raise ValueError(f"{kh}x{kw} taps do not fit into {height}x{width} px with padding (y, x) {pads} and up {up}")
     if tuple(up) == (1, 1):
         weight = f.flip((0, 1)).expand(channels, 1, kh, kw)  # conv2d correlates
         return F.conv2d(_padded(x, pads), weight, stride=tuple(down), groups=channels)
@@ -117,18 +196,23 @@ def _convolved(x: Tensor, f: Tensor, up, down, pads, flip: bool, gain: float) ->
 
 
 def _padded(x: Tensor, pads) -> Tensor:
+    """Zeros first, then crops: a crop may be larger than the image."""
     y0, y1, x0, x1 = pads
-    return F.pad(x, (x0, x1, y0, y1)) if any(pads) else x
+    height, width = x.shape[2] + y0 + y1, x.shape[3] + x0 + x1
+    if max(pads) > 0:
+        x = F.pad(x, [max(p, 0) for p in (x0, x1, y0, y1)])
+    y0, x0 = max(-y0, 0), max(-x0, 0)
+    return x[:, :, y0 : y0 + height, x0 : x0 + width] if min(pads) < 0 else x
 
 
 def _taps(f: Tensor) -> tuple[int, int]:
     return f.shape[-1], f.shape[0]
 
 
-def _pair(value) -> tuple[int, int]:
+def _pair(value, name: str) -> tuple[int, int]:
     x, y = (value, value) if isinstance(value, int) else value
     if x < 1 or y < 1:
-        raise ValueError(f"up and down are at least 1; got {value}")
+        raise ValueError(f"upfirdn2d: {name} is at least 1; got {value}")
     return x, y
 
 
@@ -137,6 +221,8 @@ def _four(padding) -> tuple[int, int, int, int]:
         return (padding,) * 4
     if len(padding) == 2:
         return padding[0], padding[0], padding[1], padding[1]
+    if len(padding) != 4:
+        raise ValueError(f"upfirdn2d: padding is one number, (x, y) or (x0, x1, y0, y1); got {padding}")
     x0, x1, y0, y1 = padding
     return x0, x1, y0, y1
 
