@@ -3,4 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(eeg_gan, m) {
+  m.def("affine_warp(Tensor x, Tensor matrix) -> Tensor");
+  m.def("affine_warp_adjoint(Tensor grad, Tensor matrix) -> Tensor");
 }

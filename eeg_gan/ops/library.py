@@ -26,7 +26,17 @@ def why_not() -> str:
         torch.ops.load_library(str(found[0]))
     except (OSError, RuntimeError) as error:
         return f"{found[0].name} cannot be loaded: {' '.join(str(error).split())}"
+    _register()
     return ""
+
+
+def _register() -> None:
+    """Tells PyTorch the shapes and derivatives of the operators that were just loaded."""
+    from eeg_gan.ops import _affine_warp, _bias_act, _upfirdn2d
+
+    for module in (_upfirdn2d, _bias_act, _affine_warp):
+        if hasattr(module, "register"):
+            module.register()
 
 
 @functools.cache
