@@ -17,6 +17,12 @@
 #include "check.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-trapping-math", "no-math-errno")  // else comparisons and floor are not vectorised
+#define EEG_GAN_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define EEG_GAN_INDEPENDENT
+#endif
 
 namespace eeg_gan {
 namespace {
@@ -61,7 +67,7 @@ struct Lanes {
   typedef T Vec __attribute__((vector_size(V * sizeof(T))));
   typedef T Loose __attribute__((vector_size(V * sizeof(T)), aligned(alignof(T)), may_alias));
   static EEG_GAN_INLINE Vec load(const T* p) { return *reinterpret_cast<const Loose*>(p); }
-  static EEG_GAN_INLINE void store(T* p, Vec v) { *reinterpret_cast<Loose*>(p) = v; }
+  static EEG_GAN_INLINE void store(T* p, const Vec& v) { *reinterpret_cast<Loose*>(p) = v; }
 };
 
 template <class T>
@@ -127,30 +133,41 @@ EEG_GAN_INLINE double start_of(double at, const Span& span) {
   return span.whole ? at - span.period * std::floor(at / span.period) : at;
 }
 
+// Indices and fractions of places first, first + step, ...
+template <class T>
+EEG_GAN_INLINE void split_row(T first, T step, int count, const Span& span, int32_t* index, T* fraction) {
+  const T period = static_cast<T>(span.period);
+  const int last = span.size - 2;
+  if (span.whole) {
+    EEG_GAN_INDEPENDENT
+    for (int q = 0; q < count; ++q) index[q] = split(first + step * static_cast<T>(q), true, period, last, fraction[q]);
+  } else {
+    EEG_GAN_INDEPENDENT
+    for (int q = 0; q < count; ++q) index[q] = split(first + step * static_cast<T>(q), false, period, last, fraction[q]);
+  }
+}
+
 template <class T, int V>
 EEG_GAN_INLINE void find_points(const WarpMap& map, const Window& window, const Tile& tile, int r, Points<T>& points) {
-  const double a = 2.0 * tile.row - kMargin + r, b = 2.0 * tile.column - kMargin;
-  const T u0 = static_cast<T>(start_of(map.xb * b + map.xa * a + map.x1, window.x));
-  const T v0 = static_cast<T>(start_of(map.yb * b + map.ya * a + map.y1, window.y));
-  const T du = static_cast<T>(map.xb), dv = static_cast<T>(map.yb);
-  const T period_x = static_cast<T>(window.x.period), period_y = static_cast<T>(window.y.period);
-  const int last_x = window.x.size - 2, last_y = window.y.size - 2, half = tile.half();
-  const int stride = window.x.size * V, odd_at = window.x.size / 2 * V;
-  const bool whole_x = window.x.whole, whole_y = window.y.whole;
+  const double a = 2.0 * tile.row - kMargin + r;
+  const int half = tile.half(), stride = window.x.size * V, odd_at = window.x.size / 2 * V;
   for (int parity = 0; parity < 2; ++parity) {
-    for (int q = 0; q < half; ++q) {
-      const int at = parity * half + q;
-      const T j = static_cast<T>(2 * q + parity);
-      T right, down;
-      const int x = split(u0 + du * j, whole_x, period_x, last_x, right);
-      const int y = split(v0 + dv * j, whole_y, period_y, last_y, down);
-      points.row[at] = y * stride;
-      points.column_even[at] = ((x + 1) >> 1) * V;
-      points.column_odd[at] = odd_at + (x >> 1) * V;
-      points.even[at] = x & 1 ? right : 1 - right;
-      points.odd[at] = x & 1 ? 1 - right : right;
-      points.down[at] = down;
-    }
+    const double b = 2.0 * tile.column - kMargin + parity;
+    const int at = parity * half;
+    split_row(static_cast<T>(start_of(map.xb * b + map.xa * a + map.x1, window.x)), static_cast<T>(2 * map.xb), half,
+              window.x, points.column_odd + at, points.odd + at);
+    split_row(static_cast<T>(start_of(map.yb * b + map.ya * a + map.y1, window.y)), static_cast<T>(2 * map.yb), half,
+              window.y, points.row + at, points.down + at);
+  }
+  EEG_GAN_INDEPENDENT
+  for (int q = 0; q < 2 * half; ++q) {
+    const int x = points.column_odd[q];
+    const T right = points.odd[q], left = 1 - right;
+    points.row[q] *= stride;
+    points.column_even[q] = ((x + 1) >> 1) * V;
+    points.column_odd[q] = odd_at + (x >> 1) * V;
+    points.even[q] = x & 1 ? right : left;
+    points.odd[q] = x & 1 ? left : right;
   }
 }
 
@@ -228,6 +245,7 @@ EEG_GAN_INLINE void upsample(const Window& window, const Filter<T>& f, const T* 
   for (int p = 0; p < window.y.pixels(); ++p) {
     const T* s = staged + static_cast<int64_t>(p) * wide;
     T *even = rows + static_cast<int64_t>(p) * stride, *odd = even + half;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < half; ++q) {
       T e = 0, o = 0;
       for (int k = 0; k < 6; ++k) e += f.even[k] * s[q + k * V], o += f.odd[k] * s[q + (k + 1) * V];
@@ -238,6 +256,7 @@ EEG_GAN_INLINE void upsample(const Window& window, const Filter<T>& f, const T* 
     const T* taps = r & 1 ? f.odd : f.even;
     const T* s = rows + static_cast<int64_t>(r / 2 + (r & 1)) * stride;
     T* out = fine + static_cast<int64_t>(r) * stride;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < stride; ++q) {
       T sum = 0;
       for (int k = 0; k < 6; ++k) sum += taps[k] * s[q + k * stride];
@@ -263,6 +282,7 @@ EEG_GAN_INLINE void upsample_adjoint(const Window& window, const Filter<T>& f, c
     for (int parity = 0; parity < 2; ++parity) {
       T* out = parity ? odd : even;
       const int from = parity * half;
+      EEG_GAN_INDEPENDENT
       for (int q = 0; q < half; ++q) {
         T sum = 0;
         for (int k = 0; k < 6; ++k) sum += f.even[k] * e[k][from + q] + f.odd[k] * o[k][from + q];
@@ -270,6 +290,7 @@ EEG_GAN_INLINE void upsample_adjoint(const Window& window, const Filter<T>& f, c
       }
     }
     T* out = staged + static_cast<int64_t>(p) * wide;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < wide; ++q) {
       T sum = 0;
       for (int k = 0; k < 6; ++k) sum += f.even[k] * even[q - k * V] + f.odd[k] * odd[q - (k + 1) * V];
@@ -295,6 +316,7 @@ EEG_GAN_INLINE void warp_tile(const WarpMap& map, const Window& window, const Ti
     }
     const T *__restrict__ even = at.sampled, *__restrict__ odd = at.sampled + half;
     T* __restrict__ narrow = at.ring[r % kTaps];
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < wide; ++q) {
       T sum = 0;
       for (int k = 0; k < 6; ++k) sum += f.down[2 * k] * even[q + k * V] + f.down[2 * k + 1] * odd[q + k * V];
@@ -305,6 +327,7 @@ EEG_GAN_INLINE void warp_tile(const WarpMap& map, const Window& window, const Ti
     const T* rows[kTaps];
     for (int k = 0; k < kTaps; ++k) rows[k] = at.ring[(2 * i + k) % kTaps];
     T* __restrict__ out = at.tile.data() + static_cast<int64_t>(i) * wide;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < wide; ++q) {
       T sum = 0;
       for (int k = 0; k < kTaps; ++k) sum += f.down[k] * rows[k][q];
@@ -326,12 +349,14 @@ EEG_GAN_INLINE void warp_tile_adjoint(const WarpMap& map, const Window& window, 
   for (int r = 0; r < tile.fine_rows(); ++r) {
     const T* __restrict__ s = at.tile.data() + static_cast<int64_t>(r / 2 + kPad) * wide;
     const int odd_row = r & 1;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < wide; ++q) {
       T sum = 0;
       for (int k = 0; k < 6; ++k) sum += f.down[2 * k + odd_row] * s[q - k * wide];
       narrow[q] = sum;
     }
     T *__restrict__ even = at.sampled, *__restrict__ odd = at.sampled + half;
+    EEG_GAN_INDEPENDENT
     for (int q = 0; q < half; ++q) {
       T e = 0, o = 0;
       for (int k = 0; k < 6; ++k) e += f.down[2 * k] * narrow[q - k * V], o += f.down[2 * k + 1] * narrow[q - k * V];

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(EEG_GAN_SIMULATED)
+#ifdef __CUDACC__
 #define EEG_GAN_BOTH __host__ __device__ __forceinline__
 #else
 #define EEG_GAN_BOTH inline
@@ -40,10 +40,12 @@ struct WarpMap {
 
 EEG_GAN_BOTH int warp_period(int size) { return size > 1 ? 4 * (size - 1) : 2; }  // in fine samples
 
-EEG_GAN_BOTH int warp_reflected(int64_t pixel, int size) {
+template <class I>
+EEG_GAN_BOTH int warp_reflected(I pixel, int size) {
   const int period = size > 1 ? 2 * (size - 1) : 1;
-  int place = static_cast<int>(pixel % period);
-  place += place < 0 ? period : 0;
+  if (pixel <= -size || pixel > period) pixel %= period;  // rare, and slow on a GPU
+  int place = static_cast<int>(pixel < 0 ? -pixel : pixel);
+  place = place == period && size == 1 ? 0 : place;
   return place < size ? place : period - place;
 }
 
