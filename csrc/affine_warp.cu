@@ -89,7 +89,7 @@ struct ForwardPlan {  // thread 0 makes it for the block; the map is that of the
 };
 
 template <class T>
-__device__ __forceinline__ ForwardPlan forward_plan(const T* matrix, int row, int column, int h, int w) {
+__device__ __noinline__ ForwardPlan forward_plan(const T* matrix, int row, int column, int h, int w) {
   ForwardPlan plan{warp_map(matrix, h, w), {}, {}, false};
   WarpMap& map = plan.map;
   const double b = 2.0 * column - kMargin, a = 2.0 * row - kMargin;
@@ -101,6 +101,28 @@ __device__ __forceinline__ ForwardPlan forward_plan(const T* matrix, int row, in
     plan.staged = static_cast<int64_t>(plan.x.pixels) * plan.y.pixels <= kSourceMax<T>;
   }
   return plan;
+}
+
+// One sample straight from the image. Not inlined, as are the plans: their registers would cost the kernels occupancy.
+template <class T, class S>
+__device__ __noinline__ T direct(const S* image, int64_t stride_y, int64_t stride_x, const WarpMap& map, int q, int r, int h,
+                                 int w) {
+  const int period_x = warp_period(w), period_y = warp_period(h);
+  T weights_x[7], weights_y[7];
+  double right, below;
+  const int i = split(reduced(map.xb * q + map.xa * r + map.x1, period_x), period_x, right);
+  const int j = split(reduced(map.yb * q + map.ya * r + map.y1, period_y), period_y, below);
+  seven(i, static_cast<T>(right), weights_x), seven(j, static_cast<T>(below), weights_y);
+  T sum = 0;
+#pragma unroll
+  for (int k = 0; k < 7; ++k) {
+    const S* from = image + warp_reflected((j >> 1) - 3 + k, h) * stride_y;
+    T part = 0;
+#pragma unroll
+    for (int m = 0; m < 7; ++m) part += weights_x[m] * number(from[warp_reflected((i >> 1) - 3 + m, w) * stride_x]);
+    sum += weights_y[k] * part;
+  }
+  return sum;
 }
 
 // Each sample takes 7 x 7 pixels; they come from shared memory, with the reflection resolved, where the tile's pixels
@@ -151,26 +173,9 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(WarpShape s, const S*
         fine[r * kFineX + (q & 1) * (kFineX / 2) + (q >> 1)] = sum;
       }
     } else {
-      const int period_x = warp_period(s.w), period_y = warp_period(s.h);
       for (int at = threadIdx.x; at < kFineY * kFineX; at += kThreads) {
         const int r = at / kFineX, q = at - r * kFineX;
-        T weights_x[7], weights_y[7];
-        double right, below;
-        const int i = split(reduced(plan.map.xb * q + plan.map.xa * r + plan.map.x1, period_x), period_x, right);
-        const int j = split(reduced(plan.map.yb * q + plan.map.ya * r + plan.map.y1, period_y), period_y, below);
-        seven(i, static_cast<T>(right), weights_x), seven(j, static_cast<T>(below), weights_y);
-        int64_t pixels[7];
-#pragma unroll
-        for (int m = 0; m < 7; ++m) pixels[m] = warp_reflected((i >> 1) - 3 + m, s.w) * s.read[3];
-        T sum = 0;
-#pragma unroll
-        for (int k = 0; k < 7; ++k) {
-          const S* from = image + warp_reflected((j >> 1) - 3 + k, s.h) * s.read[2];
-          T part = 0;
-#pragma unroll
-          for (int m = 0; m < 7; ++m) part += weights_x[m] * number(from[pixels[m]]);
-          sum += weights_y[k] * part;
-        }
+        const T sum = direct<T>(image, s.read[2], s.read[3], plan.map, q, r, s.h, s.w);
         fine[r * kFineX + (q & 1) * (kFineX / 2) + (q >> 1)] = sum;
       }
     }
@@ -235,7 +240,7 @@ struct AdjointPlan {  // thread 0 makes it for the block; output positions count
 };
 
 template <class T>
-__device__ __forceinline__ AdjointPlan adjoint_plan(const T* matrix, int row, int column, int h, int w) {
+__device__ __noinline__ AdjointPlan adjoint_plan(const T* matrix, int row, int column, int h, int w) {
   AdjointPlan plan{warp_map(matrix, h, w), 0, 0, 0, 0, {}, {}, false, false};
   WarpMap& map = plan.map;
   map.x1 -= kMargin * (map.xb + map.xa), map.y1 -= kMargin * (map.yb + map.ya);

@@ -31,17 +31,22 @@ def why_not() -> str:
 
 
 def _register() -> None:
-    """Tells PyTorch the shapes and derivatives of the operators that were just loaded."""
     from eeg_gan.ops import _affine_warp, _bias_act, _upfirdn2d
 
     for module in (_upfirdn2d, _bias_act, _affine_warp):
-        if hasattr(module, "register"):
-            module.register()
+        getattr(module, "register", lambda: None)()
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether the library holds a kernel of `op` for the device: it may have been built without CUDA."""
+    return _has_kernel(op, device_type)
+
+
+has_kernel._dynamo_marked_constant = True  # what torch.compiler.assume_constant_result does, without its import
 
 
 @functools.cache
-def has_kernel(op: str, device_type: str) -> bool:
-    """Whether the library holds a kernel of `op` for the device: it may have been built without CUDA."""
+def _has_kernel(op: str, device_type: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     if key is None or not available():
         return False
