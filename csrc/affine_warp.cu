@@ -128,7 +128,7 @@ __device__ __noinline__ T direct(const S* image, int64_t stride_y, int64_t strid
 // Each sample takes 7 x 7 pixels; they come from shared memory, with the reflection resolved, where the tile's pixels
 // fit (scales up to about 1.4 at any angle), else from the image itself.
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(WarpShape s, const S* __restrict__ x,
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 2 ? 2 : 0) forward_kernel(WarpShape s, const S* __restrict__ x,
                                                            const T* __restrict__ matrix, S* __restrict__ y) {
   EEG_GAN_DYNAMIC_SHARED(T, fine);  // [fine row, (even columns, odd columns)]
   __shared__ ForwardPlan plan;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(WarpShape s, const S*
     __syncthreads();  // the tile before is done with shared memory
     if (threadIdx.x == 0) plan = forward_plan<T>(matrix + n * 6, row, column, s.h, s.w);
     __syncthreads();
-    const Side side_x = plan.x, side_y = plan.y;
+    const Side &side_x = plan.x, &side_y = plan.y;
     if (plan.staged) {
       for (int r = threadIdx.x / 32; r < side_y.pixels; r += kThreads / 32) {
         const S* from = image + warp_reflected(side_y.first + r, s.h) * s.read[2];
