@@ -7,6 +7,13 @@
 namespace eeg_gan {
 namespace {
 
+// Rare or done by one thread: kept out of the kernels, to which it would cost registers.
+#ifdef __CUDACC__
+#define EEG_GAN_APART __noinline__
+#else
+#define EEG_GAN_APART
+#endif
+
 constexpr int kThreads = 256;
 
 __device__ __forceinline__ float number(float v) { return v; }
@@ -89,7 +96,7 @@ struct ForwardPlan {  // thread 0 makes it for the block; the map is that of the
 };
 
 template <class T>
-__device__ __noinline__ ForwardPlan forward_plan(const T* matrix, int row, int column, int h, int w) {
+__device__ EEG_GAN_APART ForwardPlan forward_plan(const T* matrix, int row, int column, int h, int w) {
   ForwardPlan plan{warp_map(matrix, h, w), {}, {}, false};
   WarpMap& map = plan.map;
   const double b = 2.0 * column - kMargin, a = 2.0 * row - kMargin;
@@ -103,9 +110,9 @@ __device__ __noinline__ ForwardPlan forward_plan(const T* matrix, int row, int c
   return plan;
 }
 
-// One sample straight from the image. Not inlined, as are the plans: their registers would cost the kernels occupancy.
+// One sample straight from the image.
 template <class T, class S>
-__device__ __noinline__ T direct(const S* image, int64_t stride_y, int64_t stride_x, const WarpMap& map, int q, int r, int h,
+__device__ EEG_GAN_APART T direct(const S* image, int64_t stride_y, int64_t stride_x, const WarpMap& map, int q, int r, int h,
                                  int w) {
   const int period_x = warp_period(w), period_y = warp_period(h);
   T weights_x[7], weights_y[7];
@@ -128,7 +135,7 @@ __device__ __noinline__ T direct(const S* image, int64_t stride_y, int64_t strid
 // Each sample takes 7 x 7 pixels; they come from shared memory, with the reflection resolved, where the tile's pixels
 // fit (scales up to about 1.4 at any angle), else from the image itself.
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 2 ? 2 : 0) forward_kernel(WarpShape s, const S* __restrict__ x,
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) forward_kernel(WarpShape s, const S* __restrict__ x,
                                                            const T* __restrict__ matrix, S* __restrict__ y) {
   EEG_GAN_DYNAMIC_SHARED(T, fine);  // [fine row, (even columns, odd columns)]
   __shared__ ForwardPlan plan;
@@ -240,7 +247,7 @@ struct AdjointPlan {  // thread 0 makes it for the block; output positions count
 };
 
 template <class T>
-__device__ __noinline__ AdjointPlan adjoint_plan(const T* matrix, int row, int column, int h, int w) {
+__device__ EEG_GAN_APART AdjointPlan adjoint_plan(const T* matrix, int row, int column, int h, int w) {
   AdjointPlan plan{warp_map(matrix, h, w), 0, 0, 0, 0, {}, {}, false, false};
   WarpMap& map = plan.map;
   map.x1 -= kMargin * (map.xb + map.xa), map.y1 -= kMargin * (map.yb + map.ya);
@@ -274,7 +281,23 @@ __device__ __forceinline__ T tent(T distance) {
   return weight > 0 ? weight : T(0);
 }
 
-// [A0, A1] of positions, clipped to 0 .. count - 1, in chunks; an infinite or undefined bound means all.
+// What all positions of a chunk give to one cell, modulo the period.
+template <class T>
+__device__ EEG_GAN_APART T visit_all(const AdjointPlan& plan, const T* fine, double u0, double v0, int rows, int columns) {
+  const double period_x = 2 * plan.x.period, period_y = 2 * plan.y.period;
+  T sum = 0;
+  for (int a = 0; a < rows; ++a) {
+    for (int b = 0; b < columns; ++b) {
+      const double u = u0 + plan.map.xb * b + plan.map.xa * a, v = v0 + plan.map.yb * b + plan.map.ya * a;
+      const T du = static_cast<T>(u - period_x * rint(u / period_x));
+      const T dv = static_cast<T>(v - period_y * rint(v / period_y));
+      sum += tent(du) * tent(dv) * fine[a * kChunk + b];
+    }
+  }
+  return sum;
+}
+
+// The chunks that hold positions low to high, clipped to 0 .. count - 1; from > to: none.
 __device__ __forceinline__ void chunks_of(double low, double high, int count, int& from, int& to) {
   const double first = low > 0 ? low : 0, last = high < count - 1 ? high : count - 1;
   from = first <= last ? static_cast<int>(first) / kChunk : 0;
@@ -282,7 +305,7 @@ __device__ __forceinline__ void chunks_of(double low, double high, int count, in
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S* __restrict__ grad,
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) adjoint_kernel(WarpShape s, const S* __restrict__ grad,
                                                            const T* __restrict__ matrix, S* __restrict__ x) {
   __shared__ T cells[kCells * kCells], across[kCells * kSide];
   __shared__ AdjointPlan plan;
@@ -321,6 +344,7 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
         chunks_of(b.low - 1, b.high + 1, fine_w, from_x, to_x), chunks_of(a.low - 1, a.high + 1, fine_h, from_y, to_y);
       }
       if (from_x > to_x || from_y > to_y) continue;
+#pragma unroll 1
       for (int at = threadIdx.x; at < kCells * kCells; at += kThreads) cells[at] = 0;  // each by its owner
 
       for (int chunk_y = from_y; chunk_y <= to_y; ++chunk_y)
@@ -332,12 +356,14 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
           const Range v = range_of(map.yb, map.ya, map.y1 - cell_y, b0, b0 + columns - 1, a0, a0 + rows - 1);
           if (u.high < -1.1 || u.low > kCells + 0.1 || v.high < -1.1 || v.low > kCells + 0.1) continue;
         }
+#pragma unroll 1
         for (int at = threadIdx.x; at < kPart * kPart; at += kThreads) {
           const int i = a0 / 2 - kMargin + at / kPart, j = b0 / 2 - kMargin + at % kPart;
           const bool inside = i >= 0 && i < s.h && j >= 0 && j < s.w;
           part[at] = inside ? static_cast<T>(number(image[i * s.read[2] + j * s.read[3]])) : T(0);
         }
         __syncthreads();
+#pragma unroll 1
         for (int at = threadIdx.x; at < kChunk * kPart; at += kThreads) {
           const int r = at / kPart, odd = r & 1;
           const T* from = part + (r / 2 + kMargin) * kPart + at % kPart;
@@ -349,6 +375,7 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
           taller[at] = sum;
         }
         __syncthreads();
+#pragma unroll 1
         for (int at = threadIdx.x; at < kChunk * kChunk; at += kThreads) {
           const int q = at % kChunk, odd = q & 1;
           const T* from = taller + at / kChunk * kPart + q / 2 + kMargin;
@@ -362,18 +389,12 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
         __syncthreads();
         const double start_u = map.xb * b0 + map.xa * a0 + map.x1 - cell_x;
         const double start_v = map.yb * b0 + map.ya * a0 + map.y1 - cell_y;
+#pragma unroll 1
         for (int at = threadIdx.x; at < kCells * kCells; at += kThreads) {
           const int cy = at / kCells, cx = at - cy * kCells;
           T sum = 0;
           if (wrap) {
-            for (int a = 0; a < rows; ++a) {
-              for (int b = 0; b < columns; ++b) {
-                const double u = start_u + map.xb * b + map.xa * a - cx, v = start_v + map.yb * b + map.ya * a - cy;
-                const T du = static_cast<T>(u - 2 * plan.x.period * rint(u / (2 * plan.x.period)));
-                const T dv = static_cast<T>(v - 2 * plan.y.period * rint(v / (2 * plan.y.period)));
-                sum += tent(du) * tent(dv) * fine[a * kChunk + b];
-              }
-            }
+            sum = visit_all(plan, fine, start_u - cx, start_v - cy, rows, columns);
           } else {
             const T u0 = static_cast<T>(start_u) - static_cast<T>(cx), v0 = static_cast<T>(start_v) - static_cast<T>(cy);
             T top = 0, bottom = static_cast<T>(rows - 1);
@@ -382,10 +403,12 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
               top = middle - reach > top ? middle - reach : top;
               bottom = middle + reach < bottom ? middle + reach : bottom;
             }
+#pragma unroll 1
             for (int a = static_cast<int>(ceil(top)); static_cast<T>(a) <= bottom; ++a) {
               const T u = u0 + xa * static_cast<T>(a), v = v0 + ya * static_cast<T>(a);
               T low = 0, high = static_cast<T>(columns - 1);
               narrow_down(xb, inverse_x, u, low, high), narrow_down(yb, inverse_y, v, low, high);
+#pragma unroll 1
               for (int b = static_cast<int>(ceil(low)); static_cast<T>(b) <= high; ++b) {
                 sum += tent(u + xb * static_cast<T>(b)) * tent(v + yb * static_cast<T>(b)) * fine[a * kChunk + b];
               }
@@ -396,6 +419,7 @@ __global__ void __launch_bounds__(kThreads) adjoint_kernel(WarpShape s, const S*
         __syncthreads();
       }
       __syncthreads();
+#pragma unroll 1
       for (int at = threadIdx.x; at < kCells * kSide; at += kThreads) {
         const T* from = cells + at / kSide * kCells + 2 * (at % kSide);
         T sum = 0;
