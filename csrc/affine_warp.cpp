@@ -140,10 +140,10 @@ EEG_GAN_INLINE void split_row(T first, T step, int count, const Span& span, int3
   const int last = span.size - 2;
   if (span.whole) {
     EEG_GAN_INDEPENDENT
-    for (int q = 0; q < count; ++q) index[q] = split(first + step * static_cast<T>(q), true, period, last, fraction[q]);
+    for (int q = 0; q < count; ++q) index[q] = split(first + step * T(q), true, period, last, fraction[q]);
   } else {
     EEG_GAN_INDEPENDENT
-    for (int q = 0; q < count; ++q) index[q] = split(first + step * static_cast<T>(q), false, period, last, fraction[q]);
+    for (int q = 0; q < count; ++q) index[q] = split(first + step * T(q), false, period, last, fraction[q]);
   }
 }
 
@@ -175,7 +175,8 @@ template <class T, int V>
 EEG_GAN_INLINE void gather(const T* window, int stride, const Points<T>& points, int count, T* sampled) {
   using L = Lanes<T, V>;
   for (int q = 0; q < count; ++q) {
-    const T *even = window + points.row[q] + points.column_even[q], *odd = window + points.row[q] + points.column_odd[q];
+    const T* even = window + points.row[q] + points.column_even[q];
+    const T* odd = window + points.row[q] + points.column_odd[q];
     const auto upper = L::load(even) * points.even[q] + L::load(odd) * points.odd[q];
     const auto lower = L::load(even + stride) * points.even[q] + L::load(odd + stride) * points.odd[q];
     L::store(sampled + q * V, upper + (lower - upper) * points.down[q]);
@@ -239,8 +240,8 @@ EEG_GAN_INLINE void direct_row(const WarpMap& map, const Tile& tile, int r, int 
 
 // staged [pixels y, pixels x, V] -> window [fine y, (even fine x, odd fine x), V], across and then down.
 template <class T, int V>
-EEG_GAN_INLINE void upsample(const Window& window, const Filter<T>& f, const T* __restrict__ staged, T* __restrict__ rows,
-                             T* __restrict__ fine) {
+EEG_GAN_INLINE void upsample(const Window& window, const Filter<T>& f, const T* __restrict__ staged,
+                             T* __restrict__ rows, T* __restrict__ fine) {
   const int half = window.x.size / 2 * V, stride = 2 * half, wide = window.x.pixels() * V;
   for (int p = 0; p < window.y.pixels(); ++p) {
     const T* s = staged + static_cast<int64_t>(p) * wide;
@@ -265,7 +266,7 @@ EEG_GAN_INLINE void upsample(const Window& window, const Filter<T>& f, const T* 
   }
 }
 
-// The adjoint; a row of fine pixels, between 6 pixels of zeros, is in `row` (two halves), and `zeros` is one row of them.
+// The adjoint; a fine row, between 6 pixels of zeros, is in `row` (two halves), and `zeros` is one row of them.
 template <class T, int V>
 EEG_GAN_INLINE void upsample_adjoint(const Window& window, const Filter<T>& f, const T* __restrict__ fine,
                                      const T* __restrict__ zeros, T* __restrict__ row, T* __restrict__ staged) {
@@ -302,7 +303,8 @@ EEG_GAN_INLINE void upsample_adjoint(const Window& window, const Filter<T>& f, c
 // ---- a tile --------------------------------------------------------------------------------------------------------
 
 template <class T, int V>
-EEG_GAN_INLINE void warp_tile(const WarpMap& map, const Window& window, const Tile& tile, int h, int w, Buffers<T>& at) {
+EEG_GAN_INLINE void warp_tile(const WarpMap& map, const Window& window, const Tile& tile, int h, int w,
+                              Buffers<T>& at) {
   const Filter<T> f;
   const bool direct = window.direct();
   if (!direct) upsample<T, V>(window, f, at.staged.data(), at.rows.data(), at.window.data());
@@ -399,8 +401,8 @@ void run_tile(int V, const WarpMap& map, const Window& window, const Tile& tile,
 
 // Pixels [ys, xs] of `channels` planes into [rows, columns, V]; absent channels are zeros.
 template <class S, class T>
-void stage(const S* in, const int64_t strides[4], const int* ys, int rows, const int* xs, int columns, int channels, int V,
-           T* out) {
+void stage(const S* in, const int64_t strides[4], const int* ys, int rows, const int* xs, int columns, int channels,
+           int V, T* out) {
   if (channels < V) std::fill_n(out, static_cast<int64_t>(rows) * columns * V, T(0));
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < channels; ++v) {
@@ -489,8 +491,8 @@ void adjoint_unit(const WarpShape& s, int64_t unit, const S* grad, const T* matr
     std::fill_n(at.tile.data() + static_cast<int64_t>(tile.rows + kPad) * wide, kPad * wide, T(0));
     std::fill_n(at.rows.data(), std::min<int64_t>(at.rows.size(), 2 * (int64_t{window.x.size} + 24) * V), T(0));
     count_up(at.xs, tile.column, tile.columns), count_up(at.ys, tile.row, tile.rows);
-    stage(grad + n * s.read[0] + first * s.read[1], s.read, at.ys.data(), tile.rows, at.xs.data(), tile.columns, channels,
-          V, at.tile.data() + kPad * wide);
+    stage(grad + n * s.read[0] + first * s.read[1], s.read, at.ys.data(), tile.rows, at.xs.data(), tile.columns,
+          channels, V, at.tile.data() + kPad * wide);
     run_tile(V, map, window, tile, s.h, s.w, true, at);
     if (window.direct()) continue;
     reflect_up(at.xs, window.x, s.w), reflect_up(at.ys, window.y, s.h);
@@ -526,7 +528,8 @@ void run(const WarpShape& s, bool adjoint, const Tensor& in, const Tensor& matri
 
 void check(const char* op, const char* name, const Tensor& x, const Tensor& matrix) {
   STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must be [N, C, H, W], but it has ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(x.numel() == 0 || std::max(x.size(2), x.size(3)) <= 1 << 20, op, ": ", name, " has a side over 2^20 px");
+  STD_TORCH_CHECK(x.numel() == 0 || std::max(x.size(2), x.size(3)) <= 1 << 20, op, ": ", name,
+                  " has a side over 2^20 px");
   STD_TORCH_CHECK(matrix.dim() == 3 && matrix.size(0) == x.size(0) && matrix.size(1) == 2 && matrix.size(2) == 3, op,
                   ": matrix must be [N, 2, 3], one for each of the ", x.size(0), " samples of ", name);
   STD_TORCH_CHECK(matrix.is_contiguous(), op, ": matrix must be contiguous");
@@ -558,7 +561,9 @@ Tensor on_cpu(const char* op, const char* name, const Tensor& x, const Tensor& m
 }
 
 Tensor warp_cpu(const Tensor& x, const Tensor& matrix) { return on_cpu("affine_warp", "x", x, matrix, false); }
-Tensor adjoint_cpu(const Tensor& g, const Tensor& matrix) { return on_cpu("affine_warp_adjoint", "grad", g, matrix, true); }
+Tensor adjoint_cpu(const Tensor& grad, const Tensor& matrix) {
+  return on_cpu("affine_warp_adjoint", "grad", grad, matrix, true);
+}
 
 #ifdef EEG_GAN_CUDA
 Tensor on_cuda(const char* op, const char* name, const Tensor& x, const Tensor& matrix, bool adjoint) {
@@ -581,7 +586,9 @@ Tensor on_cuda(const char* op, const char* name, const Tensor& x, const Tensor& 
 }
 
 Tensor warp_cuda(const Tensor& x, const Tensor& matrix) { return on_cuda("affine_warp", "x", x, matrix, false); }
-Tensor adjoint_cuda(const Tensor& g, const Tensor& matrix) { return on_cuda("affine_warp_adjoint", "grad", g, matrix, true); }
+Tensor adjoint_cuda(const Tensor& grad, const Tensor& matrix) {
+  return on_cuda("affine_warp_adjoint", "grad", grad, matrix, true);
+}
 #endif
 
 }  // namespace

@@ -112,8 +112,8 @@ __device__ EEG_GAN_APART ForwardPlan forward_plan(const T* matrix, int row, int 
 
 // One sample straight from the image.
 template <class T, class S>
-__device__ EEG_GAN_APART T direct(const S* image, int64_t stride_y, int64_t stride_x, const WarpMap& map, int q, int r, int h,
-                                 int w) {
+__device__ EEG_GAN_APART T direct(const S* image, int64_t stride_y, int64_t stride_x, const WarpMap& map, int q, int r,
+                                  int h, int w) {
   const int period_x = warp_period(w), period_y = warp_period(h);
   T weights_x[7], weights_y[7];
   double right, below;
@@ -283,7 +283,8 @@ __device__ __forceinline__ T tent(T distance) {
 
 // What all positions of a chunk give to one cell, modulo the period.
 template <class T>
-__device__ EEG_GAN_APART T visit_all(const AdjointPlan& plan, const T* fine, double u0, double v0, int rows, int columns) {
+__device__ EEG_GAN_APART T visit_all(const AdjointPlan& plan, const T* fine, double u0, double v0, int rows,
+                                     int columns) {
   const double period_x = 2 * plan.x.period, period_y = 2 * plan.y.period;
   T sum = 0;
   for (int a = 0; a < rows; ++a) {
@@ -305,8 +306,8 @@ __device__ __forceinline__ void chunks_of(double low, double high, int count, in
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) adjoint_kernel(WarpShape s, const S* __restrict__ grad,
-                                                           const T* __restrict__ matrix, S* __restrict__ x) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    adjoint_kernel(WarpShape s, const S* __restrict__ grad, const T* __restrict__ matrix, S* __restrict__ x) {
   __shared__ T cells[kCells * kCells], across[kCells * kSide];
   __shared__ AdjointPlan plan;
   __shared__ T part[kPart * kPart], taller[kChunk * kPart], fine[kChunk * kChunk];
@@ -340,7 +341,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) adjoint_kern
       int from_x = 0, to_x = (fine_w - 1) / kChunk, from_y = 0, to_y = (fine_h - 1) / kChunk;
       if (regular) {
         const double u0 = cell_x - 1 - map.x1, u1 = u0 + kCells + 1, v0 = cell_y - 1 - map.y1, v1 = v0 + kCells + 1;
-        const Range b = range_of(plan.bx, plan.by, 0, u0, u1, v0, v1), a = range_of(plan.ax, plan.ay, 0, u0, u1, v0, v1);
+        const Range b = range_of(plan.bx, plan.by, 0, u0, u1, v0, v1);
+        const Range a = range_of(plan.ax, plan.ay, 0, u0, u1, v0, v1);
         chunks_of(b.low - 1, b.high + 1, fine_w, from_x, to_x), chunks_of(a.low - 1, a.high + 1, fine_h, from_y, to_y);
       }
       if (from_x > to_x || from_y > to_y) continue;
@@ -350,7 +352,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) adjoint_kern
       for (int chunk_y = from_y; chunk_y <= to_y; ++chunk_y)
       for (int chunk_x = from_x; chunk_x <= to_x; ++chunk_x) {
         const int a0 = chunk_y * kChunk, b0 = chunk_x * kChunk;
-        const int rows = fine_h - a0 < kChunk ? fine_h - a0 : kChunk, columns = fine_w - b0 < kChunk ? fine_w - b0 : kChunk;
+        const int rows = fine_h - a0 < kChunk ? fine_h - a0 : kChunk;
+        const int columns = fine_w - b0 < kChunk ? fine_w - b0 : kChunk;
         if (!wrap) {
           const Range u = range_of(map.xb, map.xa, map.x1 - cell_x, b0, b0 + columns - 1, a0, a0 + rows - 1);
           const Range v = range_of(map.yb, map.ya, map.y1 - cell_y, b0, b0 + columns - 1, a0, a0 + rows - 1);
@@ -396,7 +399,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) adjoint_kern
           if (wrap) {
             sum = visit_all(plan, fine, start_u - cx, start_v - cy, rows, columns);
           } else {
-            const T u0 = static_cast<T>(start_u) - static_cast<T>(cx), v0 = static_cast<T>(start_v) - static_cast<T>(cy);
+            const T u0 = static_cast<T>(start_u) - T(cx), v0 = static_cast<T>(start_v) - T(cy);
             T top = 0, bottom = static_cast<T>(rows - 1);
             if (regular) {
               const T middle = -(row_x * u0 + row_y * v0);
@@ -473,8 +476,8 @@ int adjoint(const WarpShape& s, const void* grad, const void* matrix, void* x, v
 }  // namespace
 }  // namespace eeg_gan
 
-extern "C" int eeg_gan_affine_warp(const eeg_gan::WarpShape* shape, int dtype, const void* x, const void* matrix, void* y,
-                                   void* stream) {
+extern "C" int eeg_gan_affine_warp(const eeg_gan::WarpShape* shape, int dtype, const void* x, const void* matrix,
+                                   void* y, void* stream) {
   using namespace eeg_gan;
   switch (dtype) {
     case 0: return forward<float, float>(*shape, x, matrix, y, stream);
