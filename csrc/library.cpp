@@ -13,4 +13,6 @@ STABLE_TORCH_LIBRARY(eeg_gan, m) {
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y, int pad_x0, int pad_x1, int pad_y0, "
       "int pad_y1, bool flip, float gain) -> Tensor");
+  m.def("affine_warp(Tensor x, Tensor matrix) -> Tensor");
+  m.def("affine_warp_adjoint(Tensor grad, Tensor matrix) -> Tensor");
 }

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eeg_gan.ops import library
+
 SYM6 = (  # low-pass of the least asymmetric Daubechies wavelet with 6 vanishing moments; sums to the root of 2
     0.015404109327027373,
     0.0034907120842174702,
@@ -33,17 +35,49 @@ MARGIN = TAPS // 2 - 1  # fine samples that downsampling needs on either side
 def affine_warp(x: Tensor, matrix: Tensor) -> Tensor:
     """[N, C, H, W] warped by [N, 2, 3], which takes an output pixel to its place in the input.
 
-    Both are (x right, y down, 1) in pixels from the image centre. Twice differentiable in x, not in the matrix.
+    Both are (x right, y down, 1) in pixels from the image centre. Differentiable in x any number of times, not in the
+    matrix. A side of one pixel is that pixel everywhere.
     """
+    if x.ndim != 4:
+        raise ValueError(f"affine_warp: x is [N, C, H, W]; got the shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"affine_warp: x holds floating-point numbers; got {x.dtype}")
+    if matrix.shape != (len(x), 2, 3):
+        raise ValueError(f"affine_warp: matrix is [N, 2, 3] with N = {len(x)} as x has; got {tuple(matrix.shape)}")
+    if matrix.device != x.device:
+        raise ValueError(f"affine_warp: matrix is on {matrix.device}, but x is on {x.device}; move it there")
+    double = torch.float64 if x.dtype == torch.float64 else torch.float32
+    matrix = matrix.detach().to(double).contiguous()
+    if library.serves("affine_warp", x):
+        return torch.ops.eeg_gan.affine_warp(x, matrix)
+    return _twin(x, matrix)
+
+
+def register() -> None:
+    """The two operators are linear in the image, and each is the derivative of the other."""
+    for name, other in (("affine_warp", "affine_warp_adjoint"), ("affine_warp_adjoint", "affine_warp")):
+        torch.library.register_fake(f"eeg_gan::{name}", lambda x, matrix: torch.empty_like(x))
+        backward = functools.partial(_backward, other)
+        torch.library.register_autograd(f"eeg_gan::{name}", backward, setup_context=_keep_matrix)
+
+
+def _keep_matrix(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(other: str, ctx, grad: Tensor):
+    return getattr(torch.ops.eeg_gan, other)(grad, ctx.saved_tensors[0]), None
+
+
+def _twin(x: Tensor, matrix: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return x.clone()
     height, width = x.shape[2:]
-    if min(height, width) < 2:
-        raise ValueError(f"a warp reflects about edge pixels and needs 2x2 px or more; got {tuple(x.shape)}")
-    assert matrix.shape == (len(x), 2, 3), (x.shape, matrix.shape)
     with torch.autocast(x.device.type, enabled=False):
         y = x if x.dtype in (torch.float32, torch.float64) else x.float()
         key = (y.dtype, y.device)
         y = _reflected_upsampling(height, *key) @ (y @ _reflected_upsampling(width, *key).mT)
-        y = _Sample.apply(y, _positions(matrix.detach().to(y), height, width))
+        y = _Sample.apply(y, _positions(matrix, height, width))
         y = _downsampling(height, *key) @ (y @ _downsampling(width, *key).mT)
     return y.to(x.dtype)
 
@@ -51,13 +85,13 @@ def affine_warp(x: Tensor, matrix: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _reflected_upsampling(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[period + 1, size]: row j is the value of the reflected image at pixel (j - 1/2) / 2, from 0 to one period."""
-    period = 2 * (size - 1)
+    period = max(2 * (size - 1), 1)
     weights = torch.zeros(2 * period + 1, size, dtype=torch.float64)
     rows = torch.arange(2 * period + 1)
     for k, tap in enumerate(reversed(SYM6)):
         pixel, odd = (rows + k - TAPS // 2).div(2, rounding_mode="floor"), (rows + k) % 2 == 1
         pixel = (pixel + size - 1).remainder(period) - (size - 1)  # -(size - 1) .. size - 2, a mirror about 0
-        weights[rows, pixel.abs()] += torch.where(odd, 0.0, tap * 2**0.5)
+        weights[rows, pixel.abs()] += (~odd).double() * (tap * 2**0.5)
     return _constant(weights, dtype, device)
 
 
@@ -84,7 +118,7 @@ def _positions(matrix: Tensor, height: int, width: int) -> Tensor:
     ]
     y, x = from_centre[0][:, None, None], from_centre[1][:, None]
     sizes = torch.tensor([width, height], device=matrix.device, dtype=matrix.dtype)
-    period = 4 * (sizes - 1)  # in fine samples; fine = 2 * pixel + 1/2, pixel counted from the first one
+    period = (4 * (sizes - 1)).clamp(min=2)  # in fine samples; fine = 2 * pixel + 1/2, pixel counted from the first one
     to_grid = matrix[:, None, None] * (4 / period)[:, None]
     shift = (sizes - 1 + 0.5) * 2 / period
     positions = torch.addcmul(to_grid[..., 2] + shift, to_grid[..., 0], x) + to_grid[..., 1] * y
