@@ -11,6 +11,10 @@
 
 #include "check.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace eeg_gan {
 namespace {
 
@@ -79,7 +83,6 @@ struct Plan {
   int64_t pixel, row, planes;                   // values between pixels and rows; images or planes
   int64_t tile;                                 // output columns at a time
   std::vector<int64_t> rows_apart, pixels_apart, decimated;
-  std::vector<A> zeros;
 
   explicit Plan(const UpfirdnJob& j) : job(j), sx(j.ax), sy(j.ay) {}
 };
@@ -240,107 +243,60 @@ void filter_rows(const Plan<A>& plan, int64_t plane, int64_t y_begin, int64_t y_
   }
 }
 
-// The case of the networks: float32, channels_last, four taps along both axes, which share up and down. Vertical sums
-// of 16 channels (a cache line) slide through registers, so that nothing is stored but the result.
-typedef float Lanes __attribute__((vector_size(32)));
-typedef float Memory __attribute__((vector_size(32), aligned(4), may_alias));
-struct Block { Lanes a, b; };
-constexpr int64_t BLOCK = 16;
-
-EEG_GAN_INLINE Block load16(const float* p) {
-  return {*reinterpret_cast<const Memory*>(p), *reinterpret_cast<const Memory*>(p + 8)};
-}
-EEG_GAN_INLINE void store16(float* p, const Block& v) {
-  *reinterpret_cast<Memory*>(p) = v.a, *reinterpret_cast<Memory*>(p + 8) = v.b;
-}
-struct Four { float w0, w1, w2, w3; };
-template <bool MIRROR>
-EEG_GAN_INLINE Block sum4(const Block& p, const Block& q, const Block& r, const Block& s, const Four& w) {
-  if constexpr (MIRROR) return {w.w0 * (p.a + s.a) + w.w1 * (q.a + r.a), w.w0 * (p.b + s.b) + w.w1 * (q.b + r.b)};
-  return {w.w0 * p.a + w.w1 * q.a + w.w2 * r.a + w.w3 * s.a, w.w0 * p.b + w.w1 * q.b + w.w2 * r.b + w.w3 * s.b};
-}
-EEG_GAN_INLINE Block sum2(const Block& p, const Block& q, float w0, float w1) {
-  return {w0 * p.a + w1 * q.a, w0 * p.b + w1 * q.b};
-}
-
-constexpr int64_t NEAR = 2048;  // values of the result that are completed together: lines in strides are slow to write
-
-struct Rows {  // the input rows under one output row; a row of zeros stands for those outside
-  const float *p, *q, *r, *s;
-  Four w;
-};
-
-template <int COUNT, bool MIRROR>
-EEG_GAN_INLINE Block column(const Rows& rows, int64_t x, int64_t width, int64_t c) {
-  if (x < 0 || x >= width) return Block{};
-  const int64_t at = x * c;
-  if constexpr (COUNT == 2) return sum2(load16(rows.p + at), load16(rows.q + at), rows.w.w0, rows.w.w1);
-  return sum4<MIRROR>(load16(rows.p + at), load16(rows.q + at), load16(rows.r + at), load16(rows.s + at), rows.w);
-}
-
-// One output row of 16 channels.
-template <int UP, int DOWN, bool MIRROR>
-EEG_GAN_INLINE void slide(const Rows rows, const Four even, const Four odd, int64_t x, bool starts_odd, int64_t width,
-                          int64_t c, float* out, int64_t n) {
-  Block p = column<4 / UP, MIRROR>(rows, x, width, c), q = column<4 / UP, MIRROR>(rows, x + 1, width, c), r, s;
-  x += 2;
-  if constexpr (UP == 2) {
-    int64_t m = 0;
-    if (starts_odd) {  // this and the even output behind it have the same inputs
-      store16(out, sum2(p, q, odd.w0, odd.w1)), out += c, ++m;
-    }
-    for (; m + 1 < n; m += 2, ++x, out += 2 * c) {
-      store16(out, sum2(p, q, even.w0, even.w1));
-      p = q, q = column<2, false>(rows, x, width, c);
-      store16(out + c, sum2(p, q, odd.w0, odd.w1));
-    }
-    if (m < n) store16(out, sum2(p, q, even.w0, even.w1));
-  } else {
-    if constexpr (DOWN == 1) r = column<4, MIRROR>(rows, x++, width, c);
-    for (int64_t m = 0; m < n; ++m, x += DOWN, out += c) {
-      if constexpr (DOWN == 2) r = column<4, MIRROR>(rows, x, width, c);
-      s = column<4, MIRROR>(rows, x + DOWN - 1, width, c);
-      store16(out, sum4<MIRROR>(p, q, r, s, even));
-      if constexpr (DOWN == 1) p = q, q = r, r = s;
-      else p = r, q = s;
-    }
-  }
-}
-
-EEG_GAN_INLINE Four four(const std::vector<float>& w) {
-  return {w[0], w[1], w.size() > 2 ? w[2] : 0, w.size() > 3 ? w[3] : 0};
-}
-
-template <int UP, int DOWN, bool MIRROR>
-EEG_GAN_INLINE void slide_rows(const Plan<float>& plan, int64_t image, int64_t y_begin, int64_t y_end) {
-  const UpfirdnJob& job = plan.job;
-  const int64_t c = plan.pixel, height = job.ay.size;
-  const float* x = static_cast<const float*>(job.x) + image * height * plan.row;
-  float* out = static_cast<float*>(job.y) + image * job.ay.out * job.ax.out * c;
-  const Four even = four(plan.wx[0][0]), odd = four(plan.wx[0][UP - 1]);
-  const int64_t span = std::max<int64_t>(8, NEAR / c);
-  for (int64_t m = y_begin; m < y_end; ++m) {
-    const float* at[4] = {};
-    for (int64_t k = 0; k < 4 / UP; ++k) {
-      const int64_t y = plan.sy.first[m] + k;
-      at[k] = y < 0 || y >= height ? plan.zeros.data() : x + y * plan.row;
-    }
-    const Four w = four(plan.wy[plan.sy.phase[m]]);
-    for (int64_t begin = 0; begin < job.ax.out; begin += span) {
-      const int64_t n = std::min(span, job.ax.out - begin), first = plan.sx.first[begin];
-      for (int64_t k = 0; k < c; k += BLOCK) {
-        const Rows rows{at[0] + k, at[1] + k, at[2] + k, at[3] + k, w};
-        float* dst = out + (m * job.ax.out + begin) * c + k;
-        slide<UP, DOWN, MIRROR>(rows, even, odd, first, plan.sx.phase[begin], job.ax.size, c, dst, n);
-      }
-    }
-  }
-}
-
 // The units of one thread; each is a block of rows of an image or plane.
 struct Units {
   int64_t begin, end, rows, per_plane;
 };
+
+// What the kernels of upfirdn2d_lanes.h are told.
+struct LanesJob {
+  const float* x;
+  float* out;
+  const float* zeros;  // an input row of zeros
+  int64_t c, height, width, out_height, out_width;
+  int up, down;
+  const int64_t *first_x, *phase_x, *first_y, *phase_y;  // as in Steps
+  const float *wx[2], *wy[2];                            // taps of each phase
+  bool mirror;                                           // taps are the same from both ends
+  bool past_caches;
+};
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define STREAM(p, v) _mm_stream_ps(p, __m128(v))
+#define FENCE() _mm_sfence()
+#else
+#define STREAM(p, v) store(p, v)
+#define FENCE()
+#endif
+#define LANES 4
+namespace lanes4 {
+#include "upfirdn2d_lanes.h"
+}
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define LANES 8
+#define STREAM(p, v) _mm256_stream_ps(p, __m256(v))
+#define FENCE() _mm_sfence()
+namespace lanes8 {
+#include "upfirdn2d_lanes.h"
+}
+#pragma GCC target("avx512f,avx2,fma")
+#define LANES 16
+#define STREAM(p, v) _mm512_stream_ps(p, __m512(v))
+#define FENCE() _mm_sfence()
+namespace lanes16 {
+#include "upfirdn2d_lanes.h"
+}
+#pragma GCC pop_options
+
+void run_lanes(const LanesJob& job, const Units& units) {
+  static const bool avx512 = __builtin_cpu_supports("avx512f"), avx2 = __builtin_cpu_supports("avx2");
+  avx512 ? lanes16::run(job, units) : avx2 ? lanes8::run(job, units) : lanes4::run(job, units);
+}
+#else
+void run_lanes(const LanesJob& job, const Units& units) { lanes4::run(job, units); }
+#endif
 
 template <class T, class A>
 void run(const Plan<A>& plan, const Units& units) {
@@ -356,21 +312,6 @@ void run(const Plan<A>& plan, const Units& units) {
     filter_rows<T>(plan, plane, y, std::min(height, y + units.rows), scratch);
   }
 }
-template <int UP, int DOWN, bool MIRROR>
-EEG_GAN_INLINE void run_slide(const Plan<float>& plan, const Units& units) {
-  const int64_t height = plan.job.ay.out;
-  for (int64_t unit = units.begin; unit < units.end; ++unit) {
-    const int64_t image = unit / units.per_plane, y = unit % units.per_plane * units.rows;
-    slide_rows<UP, DOWN, MIRROR>(plan, image, y, std::min(height, y + units.rows));
-  }
-}
-
-EEG_GAN_CLONES void run_up(const Plan<float>& p, const Units& u) { run_slide<2, 1, false>(p, u); }
-EEG_GAN_CLONES void run_down(const Plan<float>& p, const Units& u) { run_slide<1, 2, false>(p, u); }
-EEG_GAN_CLONES void run_plain(const Plan<float>& p, const Units& u) { run_slide<1, 1, false>(p, u); }
-EEG_GAN_CLONES void run_down_mirror(const Plan<float>& p, const Units& u) { run_slide<1, 2, true>(p, u); }
-EEG_GAN_CLONES void run_plain_mirror(const Plan<float>& p, const Units& u) { run_slide<1, 1, true>(p, u); }
-
 template <class A>
 using Kernel = void (*)(const Plan<A>&, const Units&);
 
@@ -379,14 +320,23 @@ bool mirrored(const std::vector<A>& w) {
   return std::equal(w.begin(), w.end(), w.rbegin());
 }
 
-Kernel<float> slide_for(const Plan<float>& plan) {
-  const UpfirdnAxis &ax = plan.job.ax, &ay = plan.job.ay;
-  if (plan.job.dtype != EEG_GAN_FLOAT32 || plan.pixel % 16 || plan.wy.empty()) return nullptr;
-  if (ax.taps != 4 || ay.taps != 4 || ax.up != ay.up || ax.down != ay.down) return nullptr;
-  if (ax.up == 2 && ax.down == 1) return run_up;
-  if (ax.up != 1 || ax.down > 2) return nullptr;
-  if (mirrored(plan.wx[0][0]) && mirrored(plan.wy[0])) return ax.down == 1 ? run_plain_mirror : run_down_mirror;
-  return ax.down == 1 ? run_plain : run_down;
+constexpr int64_t PAST_CACHES = 1 << 20;  // results of more values are not kept in the second cache anyway
+
+// The job for upfirdn2d_lanes.h, if it is one; `zeros` becomes its row of zeros.
+bool lanes_job(const Plan<float>& plan, std::vector<float>& zeros, LanesJob& lanes) {
+  const UpfirdnJob& job = plan.job;
+  const UpfirdnAxis &ax = job.ax, &ay = job.ay;
+  if (job.dtype != EEG_GAN_FLOAT32 || plan.pixel % 16 || plan.wy.empty()) return false;
+  if (ax.taps != 4 || ay.taps != 4 || ax.up != ay.up || ax.down != ay.down || ax.up * ax.down > 2) return false;
+  zeros.assign(plan.row, 0.0f);
+  float* out = static_cast<float*>(job.y);
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0;
+  lanes = {static_cast<const float*>(job.x), out, zeros.data(), plan.pixel, ay.size, ax.size, ay.out, ax.out,
+           int(ax.up), int(ax.down), plan.sx.first.data(), plan.sx.phase.data(), plan.sy.first.data(),
+           plan.sy.phase.data(), {}, {}, ax.up == 1 && mirrored(plan.wx[0][0]) && mirrored(plan.wy[0]),
+           aligned && job.n * ay.out * ax.out * plan.pixel > PAST_CACHES};
+  for (int64_t p = 0; p < ax.up; ++p) lanes.wx[p] = plan.wx[0][p].data(), lanes.wy[p] = plan.wy[p].data();
+  return true;
 }
 
 // The taps in the order of correlation, times the gain, as columns and rows if the rank is one (rows empty if not).
@@ -444,15 +394,17 @@ void execute(const UpfirdnJob& job, Kernel<A> kernel) {
     plan.pixels_apart.push_back(k * c);
     plan.decimated.push_back(k % job.ax.down * (plan.tile + kx) * c + k / job.ax.down * c);
   }
-  if constexpr (std::is_same_v<A, float>) {
-    if (const Kernel<A> slide = slide_for(plan)) kernel = slide, plan.zeros.assign(plan.row, 0.0f);
-  }
   const int64_t per_row = job.ax.out * c;
-  Units all{0, 0, std::clamp<int64_t>(GRAIN / per_row, 1, job.ay.out), 0};
+  Units all{0, 0, std::clamp<int64_t>((GRAIN / per_row + 1) / 2 * 2, 1, job.ay.out), 0};
   all.per_plane = (job.ay.out + all.rows - 1) / all.rows;
   const int64_t grain = std::max<int64_t>(1, GRAIN / (all.rows * per_row));
+  LanesJob lanes{};
+  std::vector<float> zeros;
+  bool fits = false;
+  if constexpr (std::is_same_v<A, float>) fits = lanes_job(plan, zeros, lanes);
   torch::stable::parallel_for(0, plan.planes * all.per_plane, grain, [&](int64_t begin, int64_t end) {
-    kernel(plan, {begin, end, all.rows, all.per_plane});
+    const Units own{begin, end, all.rows, all.per_plane};
+    fits ? run_lanes(lanes, own) : kernel(plan, own);
   });
 }
 
