@@ -57,6 +57,7 @@ def _prepare(rt: runtime.Runtime, config: Config) -> None:
     preprocess.check(config.preprocess, source.card)
     assigned = splits.assign(source.trials, config.split, source.card)
     policy = splits.policy(source.trials, assigned, config.split, source.card)
+    rt.confounded(policy["confounded"])
     if policy["confounded"]:
         log.warning("this division is confounded: %s", "; ".join(policy["reasons"]))
     members = {split: [i for i, own in enumerate(assigned) if own == split] for split in splits.SPLITS}
@@ -79,6 +80,7 @@ class Cut:
         self.source, self.config, self.bar, self.rt, self.scratch = source, config, bar, rt, scratch
         self.done, self.waiting = 0, dict[int, float]()  # trial -> tmin_s after the filter
         _, self.sfreq, self.tmin_s = self._filter(0)
+        self.raw_samples = source.eeg(0).shape[1]  # what the filter ran over, for the audit's pre-stimulus control
 
     def filtered(self, members: list[int]) -> Iterator[np.ndarray]:
         for i in members:
@@ -99,8 +101,8 @@ class Cut:
             yield Sample(meta["key"], preprocess.apply_scale(eeg, scale, self.config.preprocess), self._image(i), meta)
 
     def timing(self) -> dict[str, float]:
-        """Rate and start of what is written."""
-        return {"sfreq": self.sfreq, "tmin_s": self.tmin_s}
+        """Rate and start of what is written, and how long a trial was before the crop."""
+        return {"sfreq": self.sfreq, "tmin_s": self.tmin_s, "raw_samples": self.raw_samples}
 
     def _count(self) -> None:
         self.done += 1

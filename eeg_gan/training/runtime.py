@@ -70,6 +70,12 @@ class Runtime:
             counts[split] = counts.get(split, 0) + 1
         self.save_record()
 
+    def confounded(self, confounded: bool) -> None:
+        """Where the division of the data is confounded, the word goes into the record, TensorBoard and the headline."""
+        if confounded:
+            self.record["confounded"] = True
+            self.log.text("confounded", "made from a confounded split: scores may come from drift or repeated stimuli")
+
     def start_log(self, images: int = 0) -> None:
         """TensorBoard from `images` on, with the resolved config as text."""
         self.log = Log(self.run_dir, self.main, images)
@@ -113,6 +119,8 @@ class Runtime:
 
     def finish(self, headline: str) -> None:
         """Marks the stage as done with its config and says its headline figure."""
+        if self.record.get("confounded") and "confounded" not in headline:
+            headline += "; confounded"
         self.record["done"] = to_dict(self.config)
         self.record["headline"] = headline
         self.save_record()
