@@ -13,8 +13,8 @@ class Decoder:
     """Ridge regression on one-hot labels: one over all recordings plus one within each, their scores added.
 
     Recordings differ in drift and in heads, so what is common to all and what is peculiar to one both have a say.
-    Features are centred and scaled within each recording without labels. `predict` says the class whose score is highest
-    in units of its prior, so that rare classes have an equal say.
+    Features are centred and scaled within each recording without labels. `predict` says the class whose score is
+    highest in units of its prior, so that rare classes have an equal say.
     """
 
     def __init__(self, fit: np.ndarray, score: np.ndarray, y_fit: np.ndarray, fit_place: np.ndarray, place: np.ndarray):

@@ -14,6 +14,7 @@ from eeg_gan.stages.figures import FAINT, INK, LINES, class_colours, drawn
 RED, AMBER, BLUE = "#d64545", "#d08a1d", "#4c78a8"
 MOST_ROWS, MOST_BLOCKS, MOST_LEGEND = 14, 60, 20
 LEAST_HZ = 0.5
+KEPT = 1e-5  # of the largest power: what is below was filtered out
 
 
 def forest(rows: Sequence[dict]) -> str:
@@ -57,7 +58,7 @@ def raster(metas: Sequence[dict], names: Sequence[str]) -> str:
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.01)
         ax.spines["left"].set_visible(False)
-        _legend(ax, names, colours, -0.28 / max(1, 0.12 * len(shown)))
+        _legend(figure, names, colours)
 
     legend = 0.2 * -(-min(len(names), MOST_LEGEND) // 5)
     return drawn(10.5, 0.34 * len(shown) + 1.1 + legend, (1, 1), paint)
@@ -65,8 +66,11 @@ def raster(metas: Sequence[dict], names: Sequence[str]) -> str:
 
 def spectra(freqs: np.ndarray, by_class: dict[int, np.ndarray], names: Sequence[str]) -> str:
     """Power of each class [C, F], median over electrodes: the densities, and their ratio to the mean of all classes."""
-    keep, colours = freqs >= LEAST_HZ, class_colours(len(names))
-    mean = np.mean([np.median(power, axis=0) for power in by_class.values()], axis=0)
+    mean, colours = (
+        np.mean([np.median(power, axis=0) for power in by_class.values()], axis=0),
+        class_colours(len(names)),
+    )
+    keep = _passed(freqs, mean)
 
     def paint(figure: Figure, axes: np.ndarray) -> None:
         for label, power in by_class.items():
@@ -80,29 +84,23 @@ def spectra(freqs: np.ndarray, by_class: dict[int, np.ndarray], names: Sequence[
         axes[0, 1].set_ylim(-limit, limit)
         for ax in axes[0]:
             ax.grid(True)
-        if len(names) <= MOST_LEGEND:
-            handles = [
-                Line2D([], [], color=colour, lw=2, label=str(name)[:18])
-                for name, colour in zip(names, colours, strict=True)
-            ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=5)
+        _legend(figure, names, colours)
 
     rows = -(-min(len(names), MOST_LEGEND) // 5) if len(names) <= MOST_LEGEND else 0
     return drawn(10.5, 3.1 + 0.2 * rows, (1, 2), paint)
 
 
-def blocks(freqs: np.ndarray, power: Sequence[np.ndarray], said: Sequence[str], labels: Sequence[int], n: int) -> str:
-    """Power of each block [C, F] against the mean of all, in dB, rows in order of time; a strip has the class.
+def blocks(freqs: np.ndarray, rows: Sequence[dict], n_classes: int) -> str:
+    """Power of each block against the mean of its recording's blocks, in dB, in order of time; a strip has the class.
 
-    `labels` has the class that most of a block's trials show, or -1 where no class has half of them.
+    A row is {name, recording, power [C, F], label}; the label is -1 where no class has half of the block's trials.
     """
-    keep = freqs >= LEAST_HZ
-    chosen = (
-        [i * len(power) // MOST_BLOCKS for i in range(MOST_BLOCKS)] if len(power) > MOST_BLOCKS else range(len(power))
-    )
-    lines = np.stack([np.median(power[i], axis=0) for i in chosen])[:, keep]
-    ratio = _decibel(lines / lines.mean(axis=0))
-    colours = class_colours(n)
+    lines = np.stack([np.median(row["power"], axis=0) for row in rows])
+    keep, recording = _passed(freqs, lines.mean(axis=0)), np.array([row["recording"] for row in rows])
+    mean = np.stack([lines[recording == own].mean(axis=0) for own in recording])
+    chosen = [i * len(rows) // MOST_BLOCKS for i in range(MOST_BLOCKS)] if len(rows) > MOST_BLOCKS else range(len(rows))
+    ratio, rows = _decibel(lines / mean)[list(chosen)][:, keep], [rows[i] for i in chosen]
+    colours = class_colours(n_classes)
 
     def paint(figure: Figure, axes: np.ndarray) -> None:
         ax, limit = axes[0, 0], max(1.0, float(np.quantile(np.abs(ratio), 0.98)))
@@ -118,13 +116,14 @@ def blocks(freqs: np.ndarray, power: Sequence[np.ndarray], said: Sequence[str], 
         strip = ax.inset_axes([-0.022, 0, 0.014, 1])
         strip.set(xticks=[], yticks=[], ylim=(len(ratio) - 0.5, -0.5), xlim=(0, 1))
         strip.spines[:].set_visible(False)
-        for row, i in enumerate(chosen):
-            strip.axhspan(row - 0.5, row + 0.5, color=colours[labels[i]] if labels[i] >= 0 else FAINT, lw=0)
+        for place, row in enumerate(rows):
+            colour = colours[row["label"]] if row["label"] >= 0 else FAINT
+            strip.axhspan(place - 0.5, place + 0.5, color=colour, lw=0)
         every = -(-len(ratio) // 20)
-        ax.set_yticks(range(0, len(ratio), every), [str(said[i])[-24:] for i in list(chosen)[::every]])
+        ax.set_yticks(range(0, len(ratio), every), [row["name"][-26:] for row in rows[::every]])
         ax.tick_params(axis="y", length=0, pad=18)
         ax.set(xlabel="Hz")
-        figure.colorbar(shown, ax=ax, label="dB against the mean of blocks", pad=0.015).outline.set_visible(False)
+        figure.colorbar(shown, ax=ax, label="dB against the recording's mean", pad=0.015).outline.set_visible(False)
 
     return drawn(10.5, max(2.4, min(6.5, 0.17 * len(ratio) + 1.1)), (1, 1), paint)
 
@@ -137,7 +136,7 @@ def butterfly(times: np.ndarray, evoked: np.ndarray, by_class: dict[int, np.ndar
         axes[0, 0].plot(ms, evoked.T, color=LINES[0], lw=0.7, alpha=0.6)
         axes[0, 0].plot(ms, evoked.std(axis=0), color=INK, lw=1.8, label="spread over electrodes")
         axes[0, 0].set(title="Mean of all trials, every electrode", ylabel="stored unit", xlabel="ms from the stimulus")
-        axes[0, 0].legend(loc="upper left")
+        axes[0, 0].legend(loc="lower right")
         for label, own in by_class.items():
             axes[0, 1].plot(ms, (own - evoked).std(axis=0), color=colours[label], lw=1.1)
         axes[0, 1].set(
@@ -156,10 +155,15 @@ def butterfly(times: np.ndarray, evoked: np.ndarray, by_class: dict[int, np.ndar
     return drawn(10.5, 3.2, (1, 2), paint)
 
 
-def _legend(ax, names: Sequence[str], colours: Sequence[str], below: float) -> None:
+def _legend(figure: Figure, names: Sequence[str], colours: Sequence[str]) -> None:
     if len(names) <= MOST_LEGEND:
         handles = [Line2D([], [], color=c, lw=3, label=str(name)[:18]) for name, c in zip(names, colours, strict=True)]
-        ax.figure.legend(handles=handles, loc="outside lower center", ncols=5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+
+
+def _passed(freqs: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """The frequencies that the filter left in."""
+    return (freqs >= LEAST_HZ) & (power >= KEPT * power[freqs >= LEAST_HZ].max())
 
 
 def _decibel(ratio: np.ndarray) -> np.ndarray:

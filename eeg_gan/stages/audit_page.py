@@ -103,16 +103,16 @@ def _controls(found: dict) -> list[dict]:
             "kind": "figure",
             "src": audit_figures.forest(marks),
             "alt": "scores of the controls with intervals",
-            "caption": "Dots are balanced accuracies on held-out trials, bars their 95 % intervals, dashes chance. Blue and "
-            "red controls decide (red: significant), grey ones are for comparison: the nearer a control comes to the ridge "
-            "baseline, the less of that baseline needs a response to the image.",
+            "caption": "Dots are balanced accuracies on held-out trials, bars their 95 % intervals, dashes chance. "
+            "Blue and red controls decide (red: significant), grey ones are for comparison: the nearer a control comes "
+            "to the ridge baseline, the less of that baseline needs a response to the image.",
         },
         {
             "kind": "tables",
             "tables": [{"head": head, "rows": rows}],
-            "caption": "p is the share of permutations of the labels, in their order of presentation or between blocks, "
-            f"that score as high. Together the deciding controls raise a false alarm in one of {round(1 / ALPHA)} clean data "
-            f"sets: each counts below p = {ALPHA / len(DECIDING):.2g}.",
+            "caption": "p is the share of permutations of the labels, over what drew them independently, that score as "
+            "high. Together the deciding controls raise a false alarm in at most one of "
+            f"{round(1 / ALPHA)} clean data sets: each counts below p = {ALPHA / len(DECIDING):.2g}.",
         },
         {"kind": "tables", "tables": [{"head": None, "rows": [("note", _sentence(note)) for note in found["notes"]]}]},
     ]
@@ -146,9 +146,9 @@ def _shared(found: dict) -> list[dict]:
         {
             "kind": "tables",
             "tables": [*tables, {"head": None, "rows": about}],
-            "caption": "What the split is by must be 0, as must windows and EEG. Subjects and recordings are usually shared, "
-            "and concepts where a concept is a class. Pictures look the same where the signs of their lowest cosine "
-            "coefficients differ in at most 6 of 64 and their thumbnails correlate above 0.98.",
+            "caption": "What the split is by must be 0, as must windows and EEG. Subjects and recordings are usually "
+            "shared, and concepts where a concept is a class. Pictures look the same where the signs of their lowest "
+            "cosine coefficients differ in at most 6 of 64 and their thumbnails correlate above 0.98.",
         }
     ]
 
@@ -198,33 +198,33 @@ def _spectra(seen, card: Card, metas: Metas) -> list[dict]:
     if not seen.by_block.sums:
         return blocks
     flat = [meta for own in metas.values() for meta in own]
-    number, power = units.blocks_of(flat), seen.by_block.means()
-    order = sorted(power, key=lambda b: _when([meta for meta, own in zip(flat, number, strict=True) if own == b]))
-    members = {b: [meta for meta, own in zip(flat, number, strict=True) if own == b] for b in order}
-    said = [_block_name(members[b]) for b in order]
-    labels = [_dominant(members[b]) for b in order]
-    src = audit_figures.blocks(seen.freqs, [power[b] for b in order], said, labels, len(card.class_names))
+    members: dict[int, list[dict]] = {}
+    for meta, number in zip(flat, units.blocks_of(flat).tolist(), strict=True):
+        members.setdefault(number, []).append(meta)
+    rows = [
+        {"name": _block_name(own), "recording": str(units.place(own[0])), "power": power, "label": _dominant(own)}
+        for own, power in sorted(((members[b], power) for b, power in seen.by_block.means().items()), key=_when)
+    ]
+    caption = (
+        "Each row is a block (or run, or tenth of a recording) in order of time; red is more power than the mean of "
+        "its recording. The strip has the colour of the class that most of the block's trials show, grey where none "
+        "has half of them. Blocks that differ are harmless where the strip is grey."
+    )
+    src = audit_figures.blocks(seen.freqs, rows, len(card.class_names))
     return [
         *blocks,
-        {
-            "kind": "figure",
-            "title": "By block",
-            "alt": "power spectra by block",
-            "src": src,
-            "caption": "Each row is a block (or run, or tenth of a recording) in order of time; red is more power "
-            "than the mean of blocks. The strip has the colour of the class that most of the block's trials "
-            "show, grey where none has half of them.",
-        },
+        {"kind": "figure", "title": "By block", "alt": "power spectra by block", "src": src, "caption": caption},
     ]
 
 
-def _when(own: list[dict]) -> tuple:
+def _when(block: tuple[list[dict], np.ndarray]) -> tuple:
+    own = block[0]
     return str(units.place(own[0])), min(meta["onset_s"] or 0.0 for meta in own)
 
 
 def _block_name(own: list[dict]) -> str:
     parts = (own[0]["recording"] or own[0]["subject"] or "", own[0]["block"] or own[0]["run"] or "")
-    return " ".join(str(part) for part in parts if part)
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _dominant(own: list[dict]) -> int:
