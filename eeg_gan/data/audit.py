@@ -20,6 +20,7 @@ SAID = {
     "pre_stimulus": "EEG from before the stimulus gives",
     "between_blocks": "with labels moved to other blocks, EEG still gives",
 }
+NOTHING_MADE = "none of the three deciding controls could be made, so all there is is what the card says of the design"
 Metas = list[dict[str, Any]]
 CONTEXT = {"block": ("subject", "session", "run", "recording", "block")}  # what makes a name unique
 
@@ -83,6 +84,8 @@ def judge(found: dict[str, Any], controls: Mapping[str, Control], card: Card, sp
     _judge_leaks(found, card, split_policy["by"], confounded, suspicious, notes)
     for name in DECIDING:
         _judge_control(name, controls, card, confounded, suspicious, notes)
+    if all(controls.get(name, Control()).value is None for name in DECIDING):
+        notes.append(NOTHING_MADE)
     verdict = "confounded" if confounded else "suspicious" if suspicious else "clean"
     return Verdict(verdict, confounded + suspicious, notes)
 

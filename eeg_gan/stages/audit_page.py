@@ -8,14 +8,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from eeg_gan.data import units
+from eeg_gan.data.audit import NOTHING_MADE
 from eeg_gan.data.card import Card
 from eeg_gan.data.controls import ALPHA, DECIDING
 from eeg_gan.stages import audit_figures
 
 Metas = dict[str, list[dict]]
 PLAIN = {
-    "clean": "No leak was found, and nothing that precedes the brain's answer tells the class. "
-    "Scores on this split can be read as scores of the response to the image.",
+    "clean": "No leak was found, and no control that could be made tells the class without the brain's answer to the "
+    "image. Scores on this split can be read as scores of that answer.",
     "suspicious": "Something may tell the class besides the brain's answer to the image. "
     "Read the reasons before you report a score on this split.",
     "confounded": "A decoder can score on this split without any response to the image. "
@@ -48,12 +49,13 @@ def write(path: Path, found: dict, card: Card, metas: Metas, seen) -> None:
         {"id": "psd", "heading": "Power spectra", "blocks": _spectra(seen, card, metas)},
     ]
     word = found["verdict"]
+    unmade = [_sentence(NOTHING_MADE)] if NOTHING_MADE in found["notes"] else []
     environment = Environment(
         loader=PackageLoader("eeg_gan.stages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("report.html.j2").render(
         title=f"Audit of {card.name}" + (" — confounded" if word == "confounded" else ""),
-        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *map(_sentence, found["reasons"])]},
+        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *unmade, *map(_sentence, found["reasons"])]},
         about=_about(found, card, seen),
         cards=None,
         sections=sections,
