@@ -5,7 +5,7 @@ p is exact under the null that the design itself makes true: with the prediction
 units that drew them independently (units.py), within recordings. EEG is autocorrelated, but the units' labels are not.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Control:
     p: float | None = None
     n: int = 0  # scored trials
     note: str = ""
-    correct: np.ndarray | None = None  # [M] weighted hits, whose mean is the value: for intervals
+    correct: np.ndarray | None = field(default=None, compare=False)  # [M] weighted hits; their mean is value
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ def whole(eeg: np.ndarray, freqs: np.ndarray, density: np.ndarray) -> np.ndarray
 
 
 def before(eeg: np.ndarray, quiet: Quiet) -> np.ndarray:
-    """EEG [N, C, T] -> [N, D]: the free directions of the baseline, and the logarithm of their power per electrode."""
+    """EEG [N, C, T] -> [N, D]: the baseline's free part in 20 stretches of time, and its log power by electrode."""
     free = quiet(eeg)
     power = np.log((free**2).mean(axis=2) + 1e-12)
-    return np.concatenate([_flat(free[:, :, :POINTS]), power], axis=1).astype(np.float32)
+    return np.concatenate([_flat(stretches(free @ quiet.directions.T, POINTS)), power], axis=1).astype(np.float32)
 
 
 def slow(eeg: np.ndarray, sfreq: float) -> np.ndarray:

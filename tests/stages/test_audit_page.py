@@ -58,7 +58,7 @@ def test_eeg_without_images_onsets_and_baseline(tmp_path):
     found, html = audited(tmp_path, written(tmp_path / "p", splits, tmin_s=0.0, pictures=False, onset_s=None))
     assert found["verdict"] == "clean" and found["near_duplicate_images"] == {}
     notes = " ".join(found["notes"])
-    assert "none of the three deciding controls could be made" in notes and "none of the three" in html
+    assert "none of the three deciding controls could be made" in notes and "None of the three" in html
     for said in (
         "onsets or recordings are unknown",
         "nothing precedes the stimulus",

