@@ -112,6 +112,8 @@ def _judge_leaks(found: dict, card: Card, by: str, confounded: list, suspicious:
             f"the {fitted['kind']} scaling was fitted on {fitted['trials']} trials, but the training split holds "
             f"{fitted['train']}: it knows trials of other splits"
         )
+    if card.fitted_on == "all":
+        suspicious.append("the publisher fitted statistics in the EEG, such as whitening, on test trials too")
     if fitted and fitted["leak"] is None:
         notes.append(f"the index does not say how many trials the {fitted['kind']} scaling was fitted on")
 

@@ -43,7 +43,7 @@ def write(path: Path, found: dict, card: Card, metas: Metas, seen) -> None:
     """`found` is what audit.json holds; `seen` the averages over the EEG (the audit stage's Seen)."""
     sections = [
         {"id": "controls", "heading": "Control experiments", "blocks": _controls(found)},
-        {"id": "shared", "heading": "What the splits share", "blocks": _shared(found)},
+        {"id": "shared", "heading": "What the splits share", "blocks": _shared(found, card)},
         *_time(metas, card),
         {"id": "erp", "heading": "Evoked response", "blocks": [_butterfly(seen, card)]},
         {"id": "psd", "heading": "Power spectra", "blocks": _spectra(seen, card, metas)},
@@ -120,7 +120,7 @@ def _controls(found: dict) -> list[dict]:
     ]
 
 
-def _shared(found: dict) -> list[dict]:
+def _shared(found: dict, card: Card) -> list[dict]:
     pairs = sorted({pair for counts in found["overlaps"].values() for pair in counts})
     kinds = {SHARED[name]: counts for name, counts in found["overlaps"].items()}
     kinds |= {
@@ -143,6 +143,9 @@ def _shared(found: dict) -> list[dict]:
             else f"{fitted['kind']} scaling, fitted on {said[fitted['leak']]}",
         ),
     ]
+    if card.fitted_on != "none":
+        trials = {"train": "training trials alone", "all": "all trials, those of the test split included"}
+        about.append(("the publisher's statistics", f"fitted on {trials[card.fitted_on]}"))
     about += [("look the same", f"{a} and {b}") for a, b in found["near_duplicate_examples"]]
     return [
         {

@@ -12,8 +12,8 @@ NOTHING = Control(0.2, 0.2, 0.5, 40)
 CLEAN = {"by": "stimulus", "confounded": False, "reasons": []}
 
 
-def card(design="event-randomised"):
-    return Card("a", 100.0, ("Oz",), design, tuple("abcde"), "CC0")
+def card(design="event-randomised", **keys):
+    return Card("a", 100.0, ("Oz",), design, tuple("abcde"), "CC0", **keys)
 
 
 def recorded(order, subjects=2):
@@ -131,6 +131,9 @@ def test_statistics_fitted_on_other_trials_are_a_leak():
     assert unknown["leak"] is None and "does not say" in verdict(metas, card(), CLEAN, fitted_on=unknown).notes[0]
     found = verdict(metas, card(), CLEAN, fitted_on=fitted_on({"scale": scale}, {"train": 84, "test": 36}))
     assert found.verdict == "confounded" and "fitted on 120 trials, but the training split holds 84" in found.reasons[0]
+    whitened = verdict(metas, card(fitted_on="all"), CLEAN)
+    assert whitened.verdict == "suspicious" and "on test trials too" in whitened.reasons[0]
+    assert verdict(metas, card(fitted_on="train"), CLEAN).verdict == "clean"
 
 
 def test_the_controls_that_decide():
