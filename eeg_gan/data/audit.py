@@ -104,7 +104,7 @@ def _judge_leaks(found: dict, card: Card, by: str, confounded: list, suspicious:
         said = f"the same picture is in two splits: {_said(found['duplicate_images'])}"
         (confounded if same_picture else notes).append(said)
     if _any(found.get("near_duplicate_images")):
-        said = f"pictures that look the same are in two splits: {_said(found['near_duplicate_images'])} pairs"
+        said = f"pairs of pictures look the same: {_said(found['near_duplicate_images'])}"
         (suspicious if same_picture else notes).append(said)
     fitted = found.get("fitted_on")
     if fitted and fitted["leak"]:

@@ -58,8 +58,11 @@ def exchange_groups(metas: Metas, units: np.ndarray) -> np.ndarray:
 
 
 def stimulus_units(metas: Metas, card: Card) -> np.ndarray:
-    """[N] the unit for what follows the stimulus: trials of one stimulus share what it evokes, whoever saw it."""
-    if any(meta["stimulus"] is None for meta in metas):
+    """[N] the unit for what follows the stimulus: trials of one stimulus share what it evokes, whoever saw it.
+
+    In block and windowed designs, and where stimuli are unnamed, it is the unit of presentation.
+    """
+    if card.design not in RANDOMISED or any(meta["stimulus"] is None for meta in metas):
         return exchange_units(metas, card)
     return numbered([meta["stimulus"] for meta in metas])
 

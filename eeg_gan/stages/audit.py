@@ -54,7 +54,7 @@ def run(config: Config) -> None:
         found = leaks(plan, seen, shards)
         done = experiments(plan, seen, shards, config, rt)
         outcome = audit.judge(found, done, shards.card, shards.split_policy)
-        found["controls"] = {name: described(control, plan) for name, control in done.items()}
+        found["controls"] = {name: described(control, plan, shards.card.pairing) for name, control in done.items()}
         found["time_control"], found["shuffled_labels"] = found["controls"]["time"], found["controls"]["shuffled_eeg"]
         found |= {"verdict": outcome.verdict, "reasons": outcome.reasons, "notes": outcome.notes + plan.notes}
         found["counts"] = {split: len(own) for split, own in metas.items()}
@@ -210,11 +210,12 @@ def _decoder(trials: Trials, features: np.ndarray) -> Decoder:
     return Decoder(features[:n], features[n:], trials.y_fit, places[:n], places[n:])
 
 
-def described(control: Control, plan: Plan) -> dict:
-    """The entry of audit.json, with an interval bootstrapped over stimuli, or over recordings where none is named."""
+def described(control: Control, plan: Plan, pairing: str) -> dict:
+    """The entry of audit.json, with an interval bootstrapped over stimuli, or over recordings where nobody saw any."""
     low = high = None
     if control.correct is not None:
-        groups: Sequence = [m["stimulus"] or m["recording"] or m["key"] for m in plan.score]
+        fields = ("recording", "subject", "key") if pairing == "class" else ("stimulus", "recording", "key")
+        groups: Sequence = [next(m[field] for field in fields if m[field] is not None) for m in plan.score]
         _, low, high = bootstrap_mean(control.correct, groups)
     entry = {"value": control.value, "low": low, "high": high, "chance": control.chance, "p": control.p}
     return entry | {"n": control.n, "note": control.note}

@@ -118,6 +118,7 @@ def test_units_are_what_drew_the_label():
     assert len(set(units.exchange_units(metas, card("block")))) == 12
     assert len(set(units.exchange_units([m | {"onset_s": None} for m in metas], card("block")))) == 12
     assert len(set(units.stimulus_units(metas, card()))) == 80
+    assert len(set(units.stimulus_units(metas, card("block")))) == 12
     own = units.exchange_units(metas, card("block"))
     assert len(set(units.exchange_groups(metas, own))) == 3  # within recordings
     single = [m | {"recording": f"{m['subject']}-{m['label']}"} for m in metas]  # a recording per class
