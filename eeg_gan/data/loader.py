@@ -103,12 +103,18 @@ def _members_of(labels: bytes) -> list[np.ndarray]:
 
 
 class Reader:
-    """Batches of one split of local shards, with decoded samples kept in memory up to `cache_mb`."""
+    """Batches of one split of local shards.
+
+    Arrays are copied out of memory maps; compressed images are decoded, and decoded samples kept up to `cache_mb`.
+    """
 
     def __init__(self, shards: Shards, split: str, cache_mb: int = 1024, workers: int = 0):
         self.shards, self.split, self.n = shards, split, shards.n(split)
         self.labels = shards.labels(split)
         self.subjects = sorted({meta["subject"] or "" for s in shards.opened for meta in shards.metas(s)})
+        numbers = {subject: number for number, subject in enumerate(self.subjects)}
+        self._subject = np.array([numbers[meta["subject"] or ""] for meta in shards.metas(split)], dtype=np.int64)
+        self._mapped = shards.mapped(split)
         self._room, self._cache = cache_mb * 2**20, {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers) if workers else None
@@ -118,9 +124,10 @@ class Reader:
 
         subject counts in `subjects`, the sorted names of all opened splits.
         """
-        wanted = [int(i) for i in indices]
-        samples = list((self._pool.map if self._pool else map)(self._sample, wanted))
-        return collate(samples, self.subjects) | {"index": torch.tensor(wanted)}
+        wanted = np.array(indices, dtype=np.int64)
+        eeg, image = self._mapped.batch(wanted) if self._mapped else self._decoded(wanted.tolist())
+        batch = {name: torch.from_numpy(a[wanted]) for name, a in (("label", self.labels), ("subject", self._subject))}
+        return {"eeg": eeg, **batch, "index": torch.from_numpy(wanted)} | ({} if image is None else {"image": image})
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """The whole split once, in the order of the index; the last batch may be smaller."""
@@ -142,30 +149,44 @@ class Reader:
         """[N, C, T] float32 of the whole split, in the order of the index."""
         return torch.cat([batch["eeg"] for batch in self.in_order(256)])
 
-    def _sample(self, i: int) -> Sample:
+    def _decoded(self, wanted: list[int]) -> tuple[Tensor, Tensor | None]:
+        pairs = list((self._pool.map if self._pool else map)(self._arrays, wanted))
+        return stacked([eeg for eeg, _ in pairs], [image for _, image in pairs])
+
+    def _arrays(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         kept = self._cache.get(i)
         if kept is not None:
             return kept
-        sample = self.shards.read(self.split, i)
-        size = sample.eeg.nbytes + (0 if sample.image is None else sample.image.nbytes)
+        eeg, image = self.shards.arrays(self.split, i)
+        size = eeg.nbytes + (0 if image is None else image.nbytes)
         with self._lock:
             if i not in self._cache and size <= self._room:  # a full cache keeps what it has: each epoch asks for all
                 self._room -= size
-                self._cache[i] = sample
-        return sample
+                self._cache[i] = eeg, image
+        return eeg, image
+
+
+def stacked(eegs: list[np.ndarray], images: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
+    """EEG [b, C, T] and images uint8 [b, 3, H, W] of samples' [C, T] and [H, W, 3]; None where there are no images."""
+    eeg = torch.from_numpy(np.stack(eegs))
+    if images[0] is None:
+        return eeg, None
+    whole = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
+    for planes, image in zip(whole, images, strict=True):
+        for channel in range(3):  # much faster than to transpose at once
+            planes[channel] = image[..., channel]
+    return eeg, torch.from_numpy(whole)
 
 
 def collate(samples: list[Sample], subjects: list[str]) -> Batch:
     """Samples as one batch of tensors, without `index`."""
+    eeg, image = stacked([sample.eeg for sample in samples], [sample.image for sample in samples])
     batch: Batch = {
-        "eeg": torch.from_numpy(np.stack([sample.eeg for sample in samples])),
+        "eeg": eeg,
         "label": torch.tensor([sample.meta["label"] for sample in samples]),
         "subject": torch.tensor([subjects.index(sample.meta["subject"] or "") for sample in samples]),
     }
-    if samples[0].image is not None:
-        images = np.stack([sample.image for sample in samples])
-        batch["image"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return batch
+    return batch if image is None else batch | {"image": image}
 
 
 def stream(
