@@ -1,27 +1,23 @@
 """Batches in an order that is a function of (seed, position): the same after a restart and on any number of ranks."""
 
 import functools
-import io
-import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from eeg_gan.config import UserError
+from eeg_gan.data.batches import Batch, collate, stacked
 from eeg_gan.data.shards import Shards
-from eeg_gan.data.trial import Sample
+from eeg_gan.data.stream import StreamConfig
 from eeg_gan.distributed import seed_at
 
-# b batch, C electrode, T time sample, H height, W width
-
-Batch = dict[str, Any]
+__all__ = ["Batch", "LoaderConfig", "Reader", "balanced_at", "collate", "shuffled_at"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,10 @@ class LoaderConfig:
 
     index: str  # index.json that prepare wrote
     cache_mb: int = 1024  # memory for decoded samples; 0 decodes anew each time
-    workers: int = 0  # threads that decode; 0 decodes in the thread that asks
+    workers: int = 0  # threads that decode (stream: processes); 0 decodes in the thread that asks
     verify: Literal["digest", "size"] = "digest"  # how shards are checked when opened
+    mode: Literal["local", "stream"] = "local"  # stream: training shards are read in sequence, also from afar
+    stream: StreamConfig = StreamConfig()  # where from, and what is done about failures
 
     def __post_init__(self):
         for name in ("cache_mb", "workers"):
@@ -164,56 +162,3 @@ class Reader:
                 self._room -= size
                 self._cache[i] = eeg, image
         return eeg, image
-
-
-def stacked(eegs: list[np.ndarray], images: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
-    """EEG [b, C, T] and images uint8 [b, 3, H, W] of samples' [C, T] and [H, W, 3]; None where there are no images."""
-    eeg = torch.from_numpy(np.stack(eegs))
-    if images[0] is None:
-        return eeg, None
-    whole = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
-    for planes, image in zip(whole, images, strict=True):
-        for channel in range(3):  # much faster than to transpose at once
-            planes[channel] = image[..., channel]
-    return eeg, torch.from_numpy(whole)
-
-
-def collate(samples: list[Sample], subjects: list[str]) -> Batch:
-    """Samples as one batch of tensors, without `index`."""
-    eeg, image = stacked([sample.eeg for sample in samples], [sample.image for sample in samples])
-    batch: Batch = {
-        "eeg": eeg,
-        "label": torch.tensor([sample.meta["label"] for sample in samples]),
-        "subject": torch.tensor([subjects.index(sample.meta["subject"] or "") for sample in samples]),
-    }
-    return batch if image is None else batch | {"image": image}
-
-
-def stream(
-    urls: str | list[str], batch: int, seed: int, subjects: list[str], epoch: int = 0, shuffle: int = 1000
-) -> Iterator[Batch]:
-    """One pass over shards at paths, `pipe:` commands or URLs, with `key` (names) in place of `index`.
-
-    For data larger than the disk. Shards are divided among ranks and shuffled in a window of `shuffle` samples: the
-    order is approximately random, depends on the number of ranks, and cannot be resumed exactly inside a pass.
-    """
-    import webdataset as wds
-
-    pipeline = wds.DataPipeline(
-        wds.SimpleShardList(urls),
-        wds.detshuffle(100, seed=seed, epoch=epoch - 1),  # counts up before its first use
-        wds.split_by_node,
-        wds.split_by_worker,
-        wds.tarfile_to_samples(),
-        wds.detshuffle(shuffle, seed=seed, epoch=epoch - 1),
-        wds.map(_decode),
-        wds.batched(batch, partial=True, collation_fn=list),
-    )
-    for samples in pipeline:
-        yield collate(samples, subjects) | {"key": [sample.key for sample in samples]}
-
-
-def _decode(raw: dict[str, Any]) -> Sample:
-    eeg = np.load(io.BytesIO(raw["eeg.npy"]), allow_pickle=False).astype(np.float32)
-    image = np.array(Image.open(io.BytesIO(raw["png"])).convert("RGB")) if "png" in raw else None
-    return Sample(raw["__key__"], eeg, image, json.loads(raw["json"]))

@@ -5,7 +5,6 @@ places follow from the index alone. The headers around them are compared with wh
 """
 
 import mmap
-import os
 import resource
 import threading
 from collections import OrderedDict

@@ -26,7 +26,9 @@ def check_memory(needed: int, what: str, cure: str) -> None:
     """Refuses what needs more memory than there is, with both numbers."""
     there = available_bytes()
     if there is not None and needed > there:
-        raise UserError(f"{what} needs {needed / 2**30:.1f} GiB of memory, but {there / 2**30:.1f} GiB are free; {cure}")
+        raise UserError(
+            f"{what} needs {needed / 2**30:.1f} GiB of memory, but {there / 2**30:.1f} GiB are free; {cure}"
+        )
 
 
 def _text(path: str) -> str:

@@ -217,7 +217,7 @@ def _robust(trials: Iterable[np.ndarray], first: int, total: int | None) -> dict
     """The time samples of lowest priority; priorities are one stream over all trials, entered at trial `first`."""
     random, limit = None, 1.0
     kept, priorities, n_trials = [], [], 0
-    for n_trials, eeg in enumerate(trials, start=1):
+    for n_trials, eeg in enumerate(trials, start=1):  # noqa: B007
         length = eeg.shape[1]
         if random is None:
             random = np.random.Generator(np.random.PCG64(0).advance(first * length))  # a step per number

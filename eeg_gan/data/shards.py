@@ -19,9 +19,9 @@ from eeg_gan.data.splits import NEEDS
 from eeg_gan.data.tar import BLOCK, CURE, check_size, contents, header, place_of
 from eeg_gan.data.trial import Sample
 from eeg_gan.data.verifying import check_digest
-from eeg_gan.data.writing import LONGEST_KEY, SUFFIX, VERSION, Form, image_digest, write_shards
+from eeg_gan.data.writing import LONGEST_KEY, VERSION, Form, image_digest, write_shards
 
-__all__ = ["LONGEST_KEY", "Shards", "decode", "image_digest", "read_index", "write_shards"]
+__all__ = ["LONGEST_KEY", "Shards", "decode", "image_digest", "read_index", "read_json", "write_shards"]
 READABLE = (1, VERSION)  # version 1 lacks image_format, which was PNG, and checksums of samples
 
 
@@ -91,7 +91,7 @@ class Shards:
         place = place_of(self.path.parent / file, key, offset)
         meta, *arrays = contents(self._bytes(file, key, offset, size), self._names(key), place)
         eeg, image = decode(arrays, self.form, place)
-        return Sample(key, eeg, image, _json(meta, place))
+        return Sample(key, eeg, image, read_json(meta, place))
 
     def arrays(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         """EEG float32 [C, T] and image [H, W, 3] or None of one sample, without its meta; safe in threads."""
@@ -126,8 +126,7 @@ class Shards:
         return self._places[split]
 
     def _names(self, key: str) -> list[str]:
-        names = [f"{key}.json", f"{key}.eeg.npy"]
-        return [*names, f"{key}.{SUFFIX[self.form.image_format]}"] if self.has_images else names
+        return [f"{key}.{name}" for name in ("json", *self.form.members)]
 
     def _meta(self, file: str, key: str, offset: int, size: int) -> dict[str, Any]:
         raw = self._bytes(file, key, offset, min(size, 4 * BLOCK))
@@ -135,7 +134,7 @@ class Shards:
         length = header(raw[:BLOCK], f"{key}.json", place).size
         if BLOCK + length > len(raw):
             raw = self._bytes(file, key, offset, min(size, BLOCK + length))
-        return _json(raw[BLOCK : BLOCK + length], place)
+        return read_json(raw[BLOCK : BLOCK + length], place)
 
     def _bytes(self, file: str, key: str, offset: int, size: int) -> bytes:
         part = os.pread(self._descriptor(file), size, offset)
@@ -214,7 +213,8 @@ def _array(raw: bytes, shape: tuple[int, ...], place: str) -> np.ndarray:
         raise UserError(f"{place}: expected the array {list(shape)} ({error}); {CURE}") from None
 
 
-def _json(raw: bytes, place: str) -> dict[str, Any]:
+def read_json(raw: bytes, place: str) -> dict[str, Any]:
+    """The meta of a sample."""
     try:
         return json.loads(bytes(raw))
     except ValueError as error:

@@ -63,7 +63,7 @@ def header(block: bytes, name: str, place: str) -> tarfile.TarInfo:
         raise UserError(f"{place}: expected the header of {name}, found damaged bytes ({error}); {CURE}") from None
     if info.name != name:
         raise UserError(
-            f"{place}: expected {name}, found {info.name}: the file belongs to another index, or was overwritten; {CURE}"
+            f"{place}: expected {name}, found {info.name}: the file belongs to another index or was overwritten; {CURE}"
         )
     return info
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from eeg_gan.config import UserError
 from eeg_gan.data.tar import BLOCK, CURE, check_size, header, place_of
-from eeg_gan.data.writing import SUFFIX, Form
+from eeg_gan.data.writing import Form
 
 
 def check_digest(path: Path, shard: dict[str, Any], form: Form) -> None:
@@ -47,7 +47,6 @@ def problems(folder: Path, index: dict[str, Any], split: str, form: Form) -> Ite
 
 def wrong_samples(path: Path, shard: dict[str, Any], form: Form) -> Iterator[str]:
     """A line for each sample that is damaged, foreign or cut off."""
-    names = ["json", "eeg.npy"] + ([SUFFIX[form.image_format]] if form.image_shape else [])
     with open(path, "rb") as file:
         for sample in shard["samples"]:
             place = place_of(path, sample["key"], sample["offset"])
@@ -58,7 +57,7 @@ def wrong_samples(path: Path, shard: dict[str, Any], form: Form) -> Iterator[str
                 continue
             try:
                 at = 0
-                for name in names:
+                for name in ("json", *form.members):
                     block = raw[at : at + BLOCK]
                     at += BLOCK - (-header(block, f"{sample['key']}.{name}", place).size // BLOCK) * BLOCK
             except UserError as error:

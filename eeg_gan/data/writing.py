@@ -45,6 +45,11 @@ class Form(NamedTuple):
     dtype: Dtype = "float32"
     image_format: ImageFormat = "png"
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Of every sample, after its json: EEG and image."""
+        return ("eeg.npy",) if self.image_shape is None else ("eeg.npy", SUFFIX[self.image_format])
+
     def described(self) -> dict[str, Any]:
         """The `shape` of index.json."""
         image = None if self.image_shape is None else list(self.image_shape)
@@ -179,15 +184,19 @@ def index_of(
     form: Form | None,
 ) -> dict[str, Any]:
     """The content of index.json; None as form stands for no sample at all."""
-    keys = {split: [s["key"] for shard in shards for s in shard["samples"]] for split, shards in listed.items()}
     return {
         "version": VERSION,
         "card": cards.to_dict(card),
         "preprocessing": preprocessing,
-        "split_policy": {**split_policy, "digest": digest(keys)},
+        "split_policy": {**split_policy, "digest": digest(keys_of(listed))},
         "shape": form.described() if form else {"eeg": None, "image": None},
         "splits": listed,
     }
+
+
+def keys_of(listed: dict[str, list]) -> dict[str, list[str]]:
+    """The keys of each split of an index, in order."""
+    return {split: [s["key"] for shard in shards for s in shard["samples"]] for split, shards in listed.items()}
 
 
 def publish(out_dir: Path, partial: Path, index: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from eeg_gan.data.shards import Shards, read_index
 from eeg_gan.data.sources import SOURCES, Source, SourceConfig
 from eeg_gan.data.splits import SplitConfig, digest
 from eeg_gan.data.verifying import problems
-from eeg_gan.data.writing import VERSION, Dtype, Form, ImageFormat, check_key, check_unique, index_of, publish
+from eeg_gan.data.writing import VERSION, Dtype, Form, ImageFormat, check_key, check_unique, index_of, keys_of, publish
 from eeg_gan.training import runtime
 from eeg_gan.training.checkpoint import file_digest
 from eeg_gan.training.preempt import Stopped
@@ -88,8 +88,8 @@ def _prepare(rt: runtime.Runtime, config: Config) -> None:
     fits = fit_parts(members["train"], config.shard_samples) if preprocess.needs_fit(config.preprocess) else []
 
     with rt.bar(len(source.trials) + sum(len(part.members) for part in fits)) as bar:
-        tick = _Tick(rt, bar)
-        with Workers(plan, source, min(config.workers, -(-len(assigned) // config.shard_samples)), journal, tick) as work:
+        workers = min(config.workers, -(-len(assigned) // config.shard_samples))  # no more than there are shards
+        with Workers(plan, source, workers, journal, _Tick(rt, bar)) as work:
             scale = preprocess.scale_of(_statistics(partial, work.make(fits)), config.preprocess)
             parts = [p for s, m in members.items() for p in shard_parts(s, m, config.shard_samples, scale)]
             records = work.make(parts)
@@ -175,11 +175,11 @@ def verify(config: Config) -> None:
 
 
 def _index_problems(folder: Path, index: dict[str, Any]) -> list[str]:
-    """What is wrong with index.json itself: it is compared with what it says of its split, and with the run's record."""
+    """What is wrong with index.json itself, by its own split digest and by the run's record."""
     found, path = [], folder / "index.json"
-    keys = {split: [s["key"] for shard in listed for s in shard["samples"]] for split, listed in index["splits"].items()}
-    if digest(keys) != index["split_policy"]["digest"]:
-        found.append(f"{path}: its samples are not those of its split digest; expected {digest(keys)}")
+    division = digest(keys_of(index["splits"]))
+    if division != index["split_policy"]["digest"]:
+        found.append(f"{path}: its samples are not those of its split digest; they make {division}")
     if os.path.exists(folder / "run.json"):
         files = json.loads((folder / "run.json").read_text()).get("files", {})
         expected = next((sha for name, sha in files.items() if name.endswith("index.json")), None)
