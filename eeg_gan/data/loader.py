@@ -1,7 +1,6 @@
 """Batches in an order that is a function of (seed, position): the same after a restart and on any number of ranks."""
 
 import functools
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eeg_gan.config import UserError
-from eeg_gan.data.batches import Batch, collate, stacked
+from eeg_gan.data.batches import Batch, collate
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import StreamConfig
 from eeg_gan.distributed import seed_at
@@ -25,7 +24,7 @@ class LoaderConfig:
     """Where batches come from."""
 
     index: str  # index.json that prepare wrote
-    cache_mb: int = 1024  # memory for decoded samples; 0 decodes anew each time
+    cache_mb: int = 1024  # memory for decoded images; 0 decodes anew each time
     workers: int = 0  # threads that decode (stream: processes); 0 decodes in the thread that asks
     verify: Literal["digest", "size"] = "digest"  # how shards are checked when opened
     mode: Literal["local", "stream"] = "local"  # stream: training shards are read in sequence, also from afar
@@ -103,7 +102,7 @@ def _members_of(labels: bytes) -> list[np.ndarray]:
 class Reader:
     """Batches of one split of local shards.
 
-    Arrays are copied out of memory maps; compressed images are decoded, and decoded samples kept up to `cache_mb`.
+    Arrays are copied out of memory maps; compressed images are decoded, and kept up to `cache_mb`.
     """
 
     def __init__(self, shards: Shards, split: str, cache_mb: int = 1024, workers: int = 0):
@@ -112,9 +111,7 @@ class Reader:
         self.subjects = sorted({meta["subject"] or "" for s in shards.opened for meta in shards.metas(s)})
         numbers = {subject: number for number, subject in enumerate(self.subjects)}
         self._subject = np.array([numbers[meta["subject"] or ""] for meta in shards.metas(split)], dtype=np.int64)
-        self._mapped = shards.mapped(split)
-        self._room, self._cache = cache_mb * 2**20, {}
-        self._lock = threading.Lock()
+        self.mapped = shards.mapped(split, cache_mb * 2**20)
         self._pool = ThreadPoolExecutor(workers) if workers else None
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -123,7 +120,7 @@ class Reader:
         subject counts in `subjects`, the sorted names of all opened splits.
         """
         wanted = np.array(indices, dtype=np.int64)
-        eeg, image = self._mapped.batch(wanted) if self._mapped else self._decoded(wanted.tolist())
+        eeg, image = self.mapped.batch(wanted, self._pool)
         batch = {name: torch.from_numpy(a[wanted]) for name, a in (("label", self.labels), ("subject", self._subject))}
         return {"eeg": eeg, **batch, "index": torch.from_numpy(wanted)} | ({} if image is None else {"image": image})
 
@@ -146,19 +143,3 @@ class Reader:
     def eeg_all(self) -> Tensor:
         """[N, C, T] float32 of the whole split, in the order of the index."""
         return torch.cat([batch["eeg"] for batch in self.in_order(256)])
-
-    def _decoded(self, wanted: list[int]) -> tuple[Tensor, Tensor | None]:
-        pairs = list((self._pool.map if self._pool else map)(self._arrays, wanted))
-        return stacked([eeg for eeg, _ in pairs], [image for _, image in pairs])
-
-    def _arrays(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        kept = self._cache.get(i)
-        if kept is not None:
-            return kept
-        eeg, image = self.shards.arrays(self.split, i)
-        size = eeg.nbytes + (0 if image is None else image.nbytes)
-        with self._lock:
-            if i not in self._cache and size <= self._room:  # a full cache keeps what it has: each epoch asks for all
-                self._room -= size
-                self._cache[i] = eeg, image
-        return eeg, image

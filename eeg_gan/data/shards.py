@@ -1,7 +1,6 @@
 """Reading shards: random access by the offsets of index.json, with every file checked against it when opened."""
 
 import hashlib
-import io
 import json
 import os
 import threading
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from eeg_gan.config import UserError
 from eeg_gan.data import card as cards
+from eeg_gan.data.decoding import decode, read_json
 from eeg_gan.data.mapped import Mapped
 from eeg_gan.data.splits import NEEDS
 from eeg_gan.data.tar import BLOCK, CURE, check_size, contents, header, place_of
@@ -21,7 +20,7 @@ from eeg_gan.data.trial import Sample
 from eeg_gan.data.verifying import check_digest
 from eeg_gan.data.writing import LONGEST_KEY, VERSION, Form, image_digest, write_shards
 
-__all__ = ["LONGEST_KEY", "Shards", "decode", "image_digest", "read_index", "read_json", "write_shards"]
+__all__ = ["LONGEST_KEY", "Shards", "image_digest", "read_index", "write_shards"]
 READABLE = (1, VERSION)  # version 1 lacks image_format, which was PNG, and checksums of samples
 
 
@@ -93,19 +92,10 @@ class Shards:
         eeg, image = decode(arrays, self.form, place)
         return Sample(key, eeg, image, read_json(meta, place))
 
-    def arrays(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """EEG float32 [C, T] and image [H, W, 3] or None of one sample, without its meta; safe in threads."""
-        file, key, offset, size = self._of(split)[i]
-        place = place_of(self.path.parent / file, key, offset)
-        _, *arrays = contents(self._bytes(file, key, offset, size), self._names(key), place)
-        return decode(arrays, self.form, place)
-
-    def mapped(self, split: str) -> Mapped | None:
-        """Whole batches through memory maps, where images are stored as arrays or there are none."""
-        if self.has_images and self.form.image_format != "npy":
-            return None
+    def mapped(self, split: str, cache_bytes: int = 0) -> Mapped:
+        """Whole batches of a split, through memory maps."""
         sizes = {shard["file"]: shard["bytes"] for shard in self.index["splits"][split]}
-        return Mapped(self.path.parent, self._of(split), sizes, self.form)
+        return Mapped(self.path.parent, self._of(split), sizes, self.form, cache_bytes)
 
     def close(self) -> None:
         with self._lock:
@@ -155,24 +145,6 @@ class Shards:
             return self._files[file]
 
 
-def decode(arrays: Sequence[bytes], form: Form, place: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """EEG float32 [C, T] and image uint8 [H, W, 3] or None from the contents of a sample's members."""
-    eeg = _array(arrays[0], form.eeg_shape, place)
-    if form.image_shape is None:
-        return eeg.astype(np.float32), None
-    if form.image_format == "npy":
-        return eeg.astype(np.float32), _array(arrays[1], form.image_shape, place).copy()
-    try:
-        image = np.array(Image.open(io.BytesIO(arrays[1])).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{place}: its image cannot be decoded ({error}): the bytes changed; {CURE}") from None
-    if image.shape != form.image_shape:
-        raise UserError(
-            f"{place}: its image is {list(image.shape)}, but index.json says {list(form.image_shape)}; {CURE}"
-        )
-    return eeg.astype(np.float32), image
-
-
 def read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     """The content of an index.json, and its bytes."""
     try:
@@ -198,24 +170,3 @@ def _form(shape: dict[str, Any]) -> Form:
     """The form that an index describes; version 1 knew PNG only."""
     image = None if shape["image"] is None else tuple(shape["image"])
     return Form(tuple(shape["eeg"]), image, shape.get("dtype", "float32"), shape.get("image_format", "png"))
-
-
-def _array(raw: bytes, shape: tuple[int, ...], place: str) -> np.ndarray:
-    """A view of the values of a .npy file."""
-    try:
-        file = io.BytesIO(raw[:256])
-        assert np.lib.format.read_magic(file) == (1, 0)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if tuple(found) != tuple(shape) or fortran or dtype.hasobject:
-            raise ValueError(f"it holds {list(found)} {dtype}")
-        return np.frombuffer(raw, dtype, int(np.prod(shape)), file.tell()).reshape(shape)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"{place}: expected the array {list(shape)} ({error}); {CURE}") from None
-
-
-def read_json(raw: bytes, place: str) -> dict[str, Any]:
-    """The meta of a sample."""
-    try:
-        return json.loads(bytes(raw))
-    except ValueError as error:
-        raise UserError(f"{place}: its json cannot be read ({error}); {CURE}") from None

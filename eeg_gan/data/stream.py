@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from eeg_gan.config import UserError
 from eeg_gan.data.batches import Batch, collate
-from eeg_gan.data.shards import Shards, decode, read_json
+from eeg_gan.data.decoding import decode, read_json
+from eeg_gan.data.shards import Shards
 from eeg_gan.data.trial import Sample
 from eeg_gan.data.writing import Form
 from eeg_gan.distributed import any_rank, max_over_ranks, rank, seed_at, world_size

@@ -86,8 +86,8 @@ def test_reader_gives_tensors(shards, cache_mb, workers):
 
 def test_full_cache_keeps_to_its_room(shards):
     reader = Reader(shards, "train", 1)
-    reader._room = 3 * (2 * 8 * 4 + 48)
-    assert reader.batch(range(10))["index"].tolist() == list(range(10)) and len(reader._cache) == 3
+    reader.mapped.room = 3 * 48
+    assert reader.batch(range(10))["index"].tolist() == list(range(10)) and len(reader.mapped.cache) == 3
 
 
 def test_batches_of_the_cache_cannot_be_spoilt(shards):
