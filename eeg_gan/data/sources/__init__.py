@@ -7,17 +7,29 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from eeg_gan.data.card import Card
+from eeg_gan.data.sources.cvpr40 import Cvpr40Config, open_cvpr40
+from eeg_gan.data.sources.eeg_imagenet import EEGImageNet, EEGImageNetConfig
 from eeg_gan.data.sources.folder import Folder
 from eeg_gan.data.sources.simulated import Simulated, SimulatedConfig
+from eeg_gan.data.sources.thoughtviz import ThoughtvizConfig, open_thoughtviz
 
 
 @dataclass(frozen=True)
 class SourceConfig:
     """Which data are read, and from where."""
 
-    name: Literal["simulated", "folder"] = "simulated"  # kind of data set
+    name: Literal[
+        "simulated",
+        "folder",
+        "cvpr40",
+        "thoughtviz",
+        "eeg_imagenet",
+    ] = "simulated"  # kind of data set
     path: str | None = None  # where it lies; not used by simulated
     simulated: SimulatedConfig = SimulatedConfig()  # what is simulated
+    cvpr40: Cvpr40Config = Cvpr40Config()  # which part of EEGCVPR40
+    thoughtviz: ThoughtvizConfig = ThoughtvizConfig()  # which part of ThoughtViz
+    eeg_imagenet: EEGImageNetConfig = EEGImageNetConfig()  # which part of EEG-ImageNet
 
 
 class Source(Protocol):
@@ -38,4 +50,7 @@ class Source(Protocol):
 SOURCES: dict[str, Callable[[SourceConfig], Source]] = {
     "simulated": lambda config: Simulated(config.simulated),
     "folder": lambda config: Folder(config.path),
+    "cvpr40": lambda config: open_cvpr40(config.path, config.cvpr40),
+    "thoughtviz": lambda config: open_thoughtviz(config.path, config.thoughtviz),
+    "eeg_imagenet": lambda config: EEGImageNet(config.path, config.eeg_imagenet),
 }
