@@ -52,6 +52,8 @@ def quiet(preprocessing: dict[str, Any], card: Card, n_times: int) -> Quiet:
     directions = free @ kept[:, strength > OWN]
     if directions.shape[1] == 0:
         return Quiet(None, "the filter carries the response into every part of the baseline")
+    if not (sizes > CARRIED).any():
+        return Quiet(directions, "no filter of prepare reached over the onset")
     said = (
         f"{directions.shape[1]} of {n_before} dimensions of the baseline, which the filter keeps free of the response"
     )

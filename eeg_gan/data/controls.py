@@ -97,10 +97,10 @@ def between_blocks(trials: Trials, decoder: Decoder) -> Control:
 
     The moved labels say nothing of what a trial showed, but they still go with the block wherever blocks differ in
     their labels. What can still be decoded is the block, which both parts share: drift, and where a block shows one
-    class alone also the response to it, which no analysis can tell from drift. It turns the experiment of
-    Li et al. (2020), who decoded block-level labels that had nothing to do with the pictures, into a test that a design
-    of random order passes, drift or not. The score is the
-    mean over 10 relabellings; p permutes the moved labels over trials within recordings, alike in all relabellings.
+    class alone also the response to it, which no analysis can tell from drift. It turns the experiment of Li et al.
+    (2020), who decoded block-level labels that had nothing to do with the pictures, into a test that a design of random
+    order passes, drift or not. The score is the mean over 10 relabellings; p permutes the moved labels over trials
+    within recordings, alike in all relabellings.
     """
     if trials.missing:
         return Control(note=trials.missing)

@@ -250,4 +250,5 @@ def test_there_may_be_no_baseline_to_look_at():
     assert "maximum of the whole trial" in quiet(legacy, card(tmin_s=-0.2), 100).reason
     cropped = {**describe(PreprocessConfig(crop_s=(-0.2, 0.5)), {"kind": "robust"}), "sfreq": 100.0, "tmin_s": -0.2}
     assert "does not say how long" in quiet(cropped, card(tmin_s=-0.4), 70).reason
-    assert quiet(cropped | {"raw_samples": 120}, card(tmin_s=-0.4), 70).directions.shape == (20, 20)
+    unfiltered = quiet(cropped | {"raw_samples": 120}, card(tmin_s=-0.4), 70)
+    assert unfiltered.directions.shape == (20, 20) and "no filter" in unfiltered.reason
