@@ -108,6 +108,7 @@ def _command(verb: str):
         config: str = typer.Argument(None, metavar="CONFIG.yaml"),
         overrides: list[str] = typer.Argument(None, metavar="[key=value]..."),  # noqa: B008
         show_help: bool = typer.Option(False, "--help", "-h", help="Every key with type, default and meaning."),
+        verify: bool = typer.Option(False, "--verify", help="Check what the verb has written, byte for byte."),
     ) -> None:
         if show_help:
             return _show_keys(verb)
@@ -121,7 +122,9 @@ def _command(verb: str):
             )
         try:
             module = stage(verb)
-            module.run(load(module.Config, path, words))
+            if verify and not hasattr(module, "verify"):
+                raise UserError(f"eeg-gan {verb} has no --verify; leave it out (prepare has one)")
+            (module.verify if verify else module.run)(load(module.Config, path, words))
         except KeyboardInterrupt:
             raise Interrupted from None
 

@@ -14,6 +14,8 @@ HELPERS = {
     "loading",
     "figures",
     "demo_models",
+    "audit_figures",
+    "audit_page",
     "report_charts",
     "report_pictures",
     "report_runs",

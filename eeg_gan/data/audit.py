@@ -1,4 +1,4 @@
-"""Looks for leaks between splits, and for labels that the time of recording alone gives away."""
+"""Looks for leaks between splits, and judges what the control experiments found."""
 
 import hashlib
 from collections import defaultdict
@@ -10,24 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from eeg_gan.data.card import Card
-from eeg_gan.distributed import seed_at
+from eeg_gan.data.controls import ALPHA, DECIDING, Control
+from eeg_gan.data.units import RANDOMISED, place
 
-# N trial, k neighbour
-
-NEIGHBOURS = 5
-SIGNIFICANT, DOUBTFUL = 0.001, 0.05  # permutation p-values
+SERIOUS = 0.1  # of the way from chance to perfection, or
+EXPLAINED = 0.25  # of what the ridge baseline reaches beyond chance: from here a control's score confounds the data
+SAID = {
+    "time": "time of recording alone gives",
+    "pre_stimulus": "EEG from before the stimulus gives",
+    "between_blocks": "with labels moved to other blocks, EEG still gives",
+}
+NOTHING_MADE = "none of the three deciding controls could be made, so all there is is what the card says of the design"
 Metas = list[dict[str, Any]]
 CONTEXT = {"block": ("subject", "session", "run", "recording", "block")}  # what makes a name unique
-
-
-@dataclass(frozen=True)
-class TimeControl:
-    """How well trials are classified from when they were recorded, without their EEG."""
-
-    accuracy: float | None  # None: onsets or recordings are unknown
-    chance: float  # share of the commonest class
-    p: float | None  # of an accuracy as high under permuted labels
-    n: int  # test trials
 
 
 @dataclass(frozen=True)
@@ -64,105 +59,88 @@ def eeg_digest(eeg: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(eeg, dtype=np.float32).tobytes()).hexdigest()
 
 
-def decode_from_time(train: Metas, test: Metas, seed: int, permutations: int = 1000) -> TimeControl:
-    """Classifies test trials by the labels of the 5 training trials nearest in time, in the same recording first.
-
-    Above chance, it says that the label can be read off slow drifts. p is that of the label permuted over test trials.
-    """
-    labels = np.array([meta["label"] for meta in test])
-    chance = float(np.bincount(labels).max() / len(labels))
-    known = all(meta["onset_s"] is not None and _place(meta) is not None for meta in [*train, *test])
-    if not known:
-        return TimeControl(None, chance, None, len(test))
-    predicted = _nearest_labels(train, test)
-    accuracy = float((predicted == labels).mean())
-    random = np.random.default_rng(seed_at(seed, "audit.time", 0))
-    reached = sum(float((predicted == random.permutation(labels)).mean()) >= accuracy for _ in range(permutations))
-    return TimeControl(accuracy, chance, (1 + reached) / (1 + permutations), len(test))
+def fitted_on(preprocessing: dict[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+    """What statistics in the EEG were fitted on: {kind, trials, train, leak}; leak None is unknown."""
+    scale = preprocessing.get("scale", {})
+    kind, trials, train = scale.get("kind", "none"), scale.get("train_trials"), counts.get("train", 0)
+    leak = False if kind in ("none", "legacy_max") else None if trials is None else trials != train
+    return {"kind": kind, "trials": trials, "train": train, "leak": leak}
 
 
-def report(
-    metas: Mapping[str, Metas],
-    card: Card,
-    split_policy: dict[str, Any],
-    duration_s: float,
-    seed: int = 0,
-    eeg_digests: Mapping[str, list[str]] | None = None,
-    permutations: int = 1000,
-) -> dict[str, Any]:
-    """Everything audit.json holds about leaks, with the verdict; `metas` by split."""
-    time = decode_from_time(metas["train"], metas["test"], seed, permutations) if _has(metas, "train", "test") else None
-    found: dict[str, Any] = {
+def leaks(metas: Mapping[str, Metas], duration_s: float) -> dict[str, Any]:
+    """What the metas alone tell of what splits share."""
+    return {
         "overlaps": {f: overlaps(metas, f) for f in ("stimulus", "concept", "block", "recording", "subject")},
         "windows": window_overlaps(metas, duration_s),
         "duplicate_images": duplicates({s: [m["image_sha256"] for m in own] for s, own in metas.items()}),
-        "duplicate_eeg": duplicates(eeg_digests or {}),
     }
-    outcome = judge(found, time, card, split_policy)
-    control = None if time is None else {"value": time.accuracy, "chance": time.chance, "p": time.p, "n": time.n}
-    said = {"verdict": outcome.verdict, "reasons": outcome.reasons, "notes": outcome.notes}
-    return {**found, "time_control": control, **said}
 
 
-def judge(found: dict[str, Any], time: TimeControl | None, card: Card, split_policy: dict[str, Any]) -> Verdict:
-    """The verdict on what `report` found, and why."""
+def judge(found: dict[str, Any], controls: Mapping[str, Control], card: Card, split_policy: dict[str, Any]) -> Verdict:
+    """The verdict on leaks and on the controls that decide, and why; family-wise over those, alpha is .001."""
     confounded, suspicious, notes = list(split_policy.get("reasons", [])), [], []
     if split_policy.get("confounded") and not confounded:
         confounded.append("prepare recorded the split as confounded")
-    by = split_policy["by"]
+    _judge_leaks(found, card, split_policy["by"], confounded, suspicious, notes)
+    for name in DECIDING:
+        _judge_control(name, controls, card, confounded, suspicious, notes)
+    if all(controls.get(name, Control()).value is None for name in DECIDING):
+        notes.append(NOTHING_MADE)
+    verdict = "confounded" if confounded else "suspicious" if suspicious else "clean"
+    return Verdict(verdict, confounded + suspicious, notes)
+
+
+def _judge_leaks(found: dict, card: Card, by: str, confounded: list, suspicious: list, notes: list) -> None:
     if _any(found["overlaps"].get(by)):
         confounded.append(f"the split is by {by}, yet splits share one: {_said(found['overlaps'][by])}")
-    if _any(found["duplicate_eeg"]):
+    if _any(found.get("duplicate_eeg")):
         confounded.append(f"the same EEG is in two splits: {_said(found['duplicate_eeg'])}")
     if _any(found["windows"]):
         windowed = card.design in ("windowed", "imagined-windowed")
         said = f"windows share samples across splits: {_said(found['windows'])}"
         (confounded if windowed else suspicious).append(said)
+    same_picture = by in ("stimulus", "concept")
     if _any(found["duplicate_images"]):
         said = f"the same picture is in two splits: {_said(found['duplicate_images'])}"
-        (confounded if by in ("stimulus", "concept") else notes).append(said)
-    _judge_time(time, card, confounded, suspicious, notes)
-    verdict = "confounded" if confounded else "suspicious" if suspicious else "clean"
-    return Verdict(verdict, confounded + suspicious, notes)
+        (confounded if same_picture else notes).append(said)
+    if _any(found.get("near_duplicate_images")):
+        said = f"pairs of pictures look the same: {_said(found['near_duplicate_images'])}"
+        (suspicious if same_picture else notes).append(said)
+    fitted = found.get("fitted_on")
+    if fitted and fitted["leak"]:
+        confounded.append(
+            f"the {fitted['kind']} scaling was fitted on {fitted['trials']} trials, but the training split holds "
+            f"{fitted['train']}: it knows trials of other splits"
+        )
+    if card.fitted_on == "all":
+        suspicious.append("the publisher fitted statistics in the EEG, such as whitening, on test trials too")
+    if fitted and fitted["leak"] is None:
+        notes.append(f"the index does not say how many trials the {fitted['kind']} scaling was fitted on")
 
 
-def _judge_time(time: TimeControl | None, card: Card, confounded: list, suspicious: list, notes: list) -> None:
-    if time is None or time.accuracy is None or time.p is None:
-        safe = card.design in ("event-randomised", "rsvp")
-        unknown = "onsets or recordings are unknown, so nobody can tell whether time gives labels away"
-        (notes if safe else suspicious).append(f"{unknown} in this {card.design} design")
+def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, suspicious: list, notes: list) -> None:
+    control = controls.get(name, Control(note="not made"))
+    if control.value is None:
+        said = f"{name.replace('_', ' ')}: not applicable, as {control.note}"
+        blind = name == "time" and card.design not in RANDOMISED and control.chance is not None
+        (suspicious if blind else notes).append(said + f", in this {card.design} design" if blind else said)
         return
-    said = f"time of recording alone gives {time.accuracy:.1%}, chance {time.chance:.1%} (p {time.p:.2g}, n {time.n})"
-    well_above = time.accuracy >= time.chance + 0.1 * (1 - time.chance)  # a tenth of the way to perfection
-    if time.p < SIGNIFICANT and well_above:
-        confounded.append(said)
-    elif time.p < DOUBTFUL:
-        suspicious.append(said)
-    else:
+    said = (
+        f"{SAID[name]} {control.value:.1%}, chance {control.chance:.1%} (p {control.p:.2g}, n {control.n}"
+        f"{'; ' + control.note if control.note else ''})"
+    )
+    if control.p >= ALPHA / len(DECIDING):
         notes.append(said)
+    else:
+        (confounded if _serious(control, controls.get("ridge")) else suspicious).append(said)
 
 
-def _nearest_labels(train: Metas, test: Metas) -> np.ndarray:
-    """Majority of the nearest training trials, ties to the nearest; another recording is further than any time."""
-    places = {place: i for i, place in enumerate(sorted({str(_place(m)) for m in [*train, *test]}))}
-    own = [np.array([[places[str(_place(m))], m["onset_s"]] for m in side], dtype=float) for side in (train, test)]
-    labels = np.array([meta["label"] for meta in train])
-    far = 1e6 + np.abs(np.concatenate(own)[:, 1]).max() * 2
-    predicted = []
-    for place, onset in own[1]:
-        distance = np.abs(own[0][:, 1] - onset) + far * (own[0][:, 0] != place)
-        near = np.argpartition(distance, min(NEIGHBOURS, len(distance)) - 1)[:NEIGHBOURS]
-        nearest = labels[near[np.argsort(distance[near], kind="stable")]]
-        votes = np.bincount(nearest)
-        predicted.append(next(label for label in nearest if votes[label] == votes.max()))
-    return np.array(predicted)
-
-
-def _place(meta: dict[str, Any]) -> tuple | None:
-    """What onset_s counts in: the recording, or else the subject's session and run."""
-    if meta["recording"] is not None:
-        return (meta["recording"],)
-    return (meta["subject"], meta["session"], meta["run"]) if meta["subject"] is not None else None
+def _serious(control: Control, ridge: Control | None) -> bool:
+    """A significant score may still be too small to explain what a decoder reaches."""
+    gap = control.value - control.chance
+    if ridge is not None and ridge.value is not None and ridge.value > ridge.chance:
+        return gap >= min(SERIOUS * (1 - control.chance), EXPLAINED * (ridge.value - ridge.chance))
+    return gap >= SERIOUS * (1 - control.chance)
 
 
 def _values(metas: Metas, field: str) -> set:
@@ -173,10 +151,10 @@ def _values(metas: Metas, field: str) -> set:
 def _n_windows(first: Metas, second: Metas, duration_s: float) -> int:
     starts = defaultdict(list)
     for meta in first:
-        if meta["onset_s"] is not None and _place(meta) is not None:
-            starts[_place(meta)].append(meta["onset_s"] + (meta["tmin_s"] or 0))
+        if meta["onset_s"] is not None and place(meta) is not None:
+            starts[place(meta)].append(meta["onset_s"] + (meta["tmin_s"] or 0))
     ordered = {place: np.sort(own) for place, own in starts.items()}
-    return sum(_touches(ordered.get(_place(meta)), meta, duration_s) for meta in second)
+    return sum(_touches(ordered.get(place(meta)), meta, duration_s) for meta in second)
 
 
 def _touches(starts: np.ndarray | None, meta: dict[str, Any], duration_s: float) -> bool:
@@ -185,10 +163,6 @@ def _touches(starts: np.ndarray | None, meta: dict[str, Any], duration_s: float)
     start = meta["onset_s"] + (meta["tmin_s"] or 0)
     near = starts[max(0, np.searchsorted(starts, start) - 1) : np.searchsorted(starts, start) + 1]
     return bool((np.abs(near - start) < duration_s - 1e-9).any())  # windows that only meet do not share a sample
-
-
-def _has(metas: Mapping[str, Metas], *splits: str) -> bool:
-    return all(metas.get(split) for split in splits)
 
 
 def _any(counts: dict[str, int] | None) -> bool:

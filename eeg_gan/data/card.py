@@ -24,6 +24,7 @@ class Card:
     unit: str = "uV"  # unit of the raw EEG
     line_hz: float | None = None  # mains frequency at the place of recording: 50 or 60
     tmin_s: float = 0.0  # time of the first sample relative to the stimulus, in seconds
+    fitted_on: Literal["none", "train", "all"] = "none"  # trials that the publisher fitted statistics (whitening) on
     description: str = ""  # anything else that a reader should know
 
     def __post_init__(self):

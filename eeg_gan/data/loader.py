@@ -1,27 +1,22 @@
 """Batches in an order that is a function of (seed, position): the same after a restart and on any number of ranks."""
 
 import functools
-import io
-import json
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from eeg_gan.config import UserError
+from eeg_gan.data.batches import Batch, collate
 from eeg_gan.data.shards import Shards
-from eeg_gan.data.trial import Sample
+from eeg_gan.data.stream import StreamConfig
 from eeg_gan.distributed import seed_at
 
-# b batch, C electrode, T time sample, H height, W width
-
-Batch = dict[str, Any]
+__all__ = ["Batch", "LoaderConfig", "Reader", "balanced_at", "collate", "shuffled_at"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +24,11 @@ class LoaderConfig:
     """Where batches come from."""
 
     index: str  # index.json that prepare wrote
-    cache_mb: int = 1024  # memory for decoded samples; 0 decodes anew each time
-    workers: int = 0  # threads that decode; 0 decodes in the thread that asks
+    cache_mb: int = 1024  # memory for decoded images; 0 decodes anew each time
+    workers: int = 0  # threads that decode (stream: processes); 0 decodes in the thread that asks
     verify: Literal["digest", "size"] = "digest"  # how shards are checked when opened
+    mode: Literal["local", "stream"] = "local"  # stream: training shards are read in sequence, also from afar
+    stream: StreamConfig = StreamConfig()  # where from, and what is done about failures
 
     def __post_init__(self):
         for name in ("cache_mb", "workers"):
@@ -103,14 +100,18 @@ def _members_of(labels: bytes) -> list[np.ndarray]:
 
 
 class Reader:
-    """Batches of one split of local shards, with decoded samples kept in memory up to `cache_mb`."""
+    """Batches of one split of local shards.
+
+    Arrays are copied out of memory maps; compressed images are decoded, and kept up to `cache_mb`.
+    """
 
     def __init__(self, shards: Shards, split: str, cache_mb: int = 1024, workers: int = 0):
         self.shards, self.split, self.n = shards, split, shards.n(split)
         self.labels = shards.labels(split)
         self.subjects = sorted({meta["subject"] or "" for s in shards.opened for meta in shards.metas(s)})
-        self._room, self._cache = cache_mb * 2**20, {}
-        self._lock = threading.Lock()
+        numbers = {subject: number for number, subject in enumerate(self.subjects)}
+        self._subject = np.array([numbers[meta["subject"] or ""] for meta in shards.metas(split)], dtype=np.int64)
+        self.mapped = shards.mapped(split, cache_mb * 2**20)
         self._pool = ThreadPoolExecutor(workers) if workers else None
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
@@ -118,9 +119,10 @@ class Reader:
 
         subject counts in `subjects`, the sorted names of all opened splits.
         """
-        wanted = [int(i) for i in indices]
-        samples = list((self._pool.map if self._pool else map)(self._sample, wanted))
-        return collate(samples, self.subjects) | {"index": torch.tensor(wanted)}
+        wanted = np.array(indices, dtype=np.int64)
+        eeg, image = self.mapped.batch(wanted, self._pool)
+        batch = {name: torch.from_numpy(a[wanted]) for name, a in (("label", self.labels), ("subject", self._subject))}
+        return {"eeg": eeg, **batch, "index": torch.from_numpy(wanted)} | ({} if image is None else {"image": image})
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """The whole split once, in the order of the index; the last batch may be smaller."""
@@ -141,58 +143,3 @@ class Reader:
     def eeg_all(self) -> Tensor:
         """[N, C, T] float32 of the whole split, in the order of the index."""
         return torch.cat([batch["eeg"] for batch in self.in_order(256)])
-
-    def _sample(self, i: int) -> Sample:
-        kept = self._cache.get(i)
-        if kept is not None:
-            return kept
-        sample = self.shards.read(self.split, i)
-        size = sample.eeg.nbytes + (0 if sample.image is None else sample.image.nbytes)
-        with self._lock:
-            if i not in self._cache and size <= self._room:  # a full cache keeps what it has: each epoch asks for all
-                self._room -= size
-                self._cache[i] = sample
-        return sample
-
-
-def collate(samples: list[Sample], subjects: list[str]) -> Batch:
-    """Samples as one batch of tensors, without `index`."""
-    batch: Batch = {
-        "eeg": torch.from_numpy(np.stack([sample.eeg for sample in samples])),
-        "label": torch.tensor([sample.meta["label"] for sample in samples]),
-        "subject": torch.tensor([subjects.index(sample.meta["subject"] or "") for sample in samples]),
-    }
-    if samples[0].image is not None:
-        images = np.stack([sample.image for sample in samples])
-        batch["image"] = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return batch
-
-
-def stream(
-    urls: str | list[str], batch: int, seed: int, subjects: list[str], epoch: int = 0, shuffle: int = 1000
-) -> Iterator[Batch]:
-    """One pass over shards at paths, `pipe:` commands or URLs, with `key` (names) in place of `index`.
-
-    For data larger than the disk. Shards are divided among ranks and shuffled in a window of `shuffle` samples: the
-    order is approximately random, depends on the number of ranks, and cannot be resumed exactly inside a pass.
-    """
-    import webdataset as wds
-
-    pipeline = wds.DataPipeline(
-        wds.SimpleShardList(urls),
-        wds.detshuffle(100, seed=seed, epoch=epoch - 1),  # counts up before its first use
-        wds.split_by_node,
-        wds.split_by_worker,
-        wds.tarfile_to_samples(),
-        wds.detshuffle(shuffle, seed=seed, epoch=epoch - 1),
-        wds.map(_decode),
-        wds.batched(batch, partial=True, collation_fn=list),
-    )
-    for samples in pipeline:
-        yield collate(samples, subjects) | {"key": [sample.key for sample in samples]}
-
-
-def _decode(raw: dict[str, Any]) -> Sample:
-    eeg = np.load(io.BytesIO(raw["eeg.npy"]), allow_pickle=False).astype(np.float32)
-    image = np.array(Image.open(io.BytesIO(raw["png"])).convert("RGB")) if "png" in raw else None
-    return Sample(raw["__key__"], eeg, image, json.loads(raw["json"]))

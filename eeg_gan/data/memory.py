@@ -1,4 +1,4 @@
-"""Whether the memory suffices for a file that can only be read whole."""
+"""How much memory there is, for formats that can only be read whole."""
 
 from pathlib import Path
 
@@ -9,10 +9,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def require(n_bytes: int, path: str | Path, cure: str = "use a machine with more memory") -> None:
     """Raises UserError where reading `path` takes more bytes than this process can still get."""
+    check(n_bytes, f"{path} can only be read whole, which", cure)
+
+
+def check(n_bytes: int, what: str, cure: str) -> None:
+    """Raises UserError, with both numbers, where `what` takes more bytes than can still be had."""
     free = available()
     if free is not None and n_bytes > free:
         raise UserError(
-            f"{path} can only be read whole, which takes {n_bytes / 2**30:.1f} GiB of memory at its peak, "
+            f"{what} takes {n_bytes / 2**30:.1f} GiB of memory at its peak, "
             f"but {free / 2**30:.1f} GiB are available; {cure}"
         )
 

@@ -112,9 +112,28 @@ def fit_scale(trials: Iterable[np.ndarray], config: PreprocessConfig) -> dict[st
     pseudo-random priority, and those of lowest priority are kept, so memory is bounded and the result reproducible.
     zscore: exact mean and standard deviation per channel. legacy_max and none need no statistics.
     """
-    if config.scale in ("legacy_max", "none"):
+    return scale_of([statistics(trials, config)] if needs_fit(config) else [], config)
+
+
+def needs_fit(config: PreprocessConfig) -> bool:
+    return config.scale not in ("legacy_max", "none")
+
+
+def statistics(
+    trials: Iterable[np.ndarray], config: PreprocessConfig, first: int = 0, total: int | None = None
+) -> dict[str, np.ndarray]:
+    """What some consecutive training trials, from the `first` of `total` on, contribute to `scale_of`: a few arrays."""
+    return _robust(trials, first, total) if config.scale == "robust" else _moments(trials)
+
+
+def scale_of(parts: Iterable[dict[str, np.ndarray]], config: PreprocessConfig) -> dict[str, Any]:
+    """The scaling's statistics from those of consecutive parts of the training split, in order."""
+    if not needs_fit(config):
         return {"kind": config.scale}
-    center, spread, n_trials = (_robust if config.scale == "robust" else _moments)(trials)
+    whole = functools.reduce(_join_robust if config.scale == "robust" else _join_moments, parts)
+    n_trials = int(whole["trials"])
+    assert n_trials, "no training trials to fit the scale on"
+    center, spread = (_quartiles if config.scale == "robust" else _deviation)(whole)
     flat = np.flatnonzero(~(spread > 1e-12)).tolist()
     if flat:
         log.warning("channels %s are flat in the training split; they are centred, not scaled", flat)
@@ -194,32 +213,77 @@ def _crop(x: np.ndarray, sfreq: float, tmin_s: float, config: PreprocessConfig) 
     return x[:, start:stop], tmin_s + start / sfreq
 
 
-def _robust(trials: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-    random, limit, n_trials = np.random.default_rng(0), 1.0, 0
-    kept: list[np.ndarray] = []
-    priorities: list[np.ndarray] = []
+def _robust(trials: Iterable[np.ndarray], first: int, total: int | None) -> dict[str, np.ndarray]:
+    """The time samples of lowest priority; priorities are one stream over all trials, entered at trial `first`."""
+    random, limit = None, 1.0
+    kept, priorities, n_trials = [], [], 0
     for n_trials, eeg in enumerate(trials, start=1):  # noqa: B007
-        priority = random.random(eeg.shape[1])
+        length = eeg.shape[1]
+        if random is None:
+            random = np.random.Generator(np.random.PCG64(0).advance(first * length))  # a step per number
+            while total is not None and total * length * limit > 2.1 * KEPT_VALUES:  # that much is surely too much
+                limit /= 2
+        priority = random.random(length)
         kept.append(eeg[:, priority < limit])
         priorities.append(priority[priority < limit])
-        while sum(map(len, priorities)) > KEPT_VALUES:
-            limit /= 2
-            kept = [np.concatenate(kept, axis=1)[:, np.concatenate(priorities) < limit]]
-            priorities = [np.concatenate(priorities)]
-            priorities = [priorities[0][priorities[0] < limit]]
+        if sum(map(len, priorities)) > KEPT_VALUES:
+            part = _thinned(np.concatenate(kept, axis=1), np.concatenate(priorities), limit)
+            kept, priorities, limit = [part["kept"]], [part["priority"]], float(part["limit"])
     assert kept, "no training trials to fit the scale on"
-    low, center, high = np.percentile(np.concatenate(kept, axis=1).astype(np.float64), [25, 50, 75], axis=1)
-    return center, (high - low) / IQR_OF_NORMAL, n_trials
+    return {
+        "kept": np.concatenate(kept, axis=1),
+        "priority": np.concatenate(priorities),
+        "limit": np.float64(limit),
+        "trials": np.int64(n_trials),
+    }
 
 
-def _moments(trials: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+def _thinned(kept: np.ndarray, priority: np.ndarray, limit: float) -> dict[str, np.ndarray]:
+    """Those below `limit`, which is halved until no more than KEPT_VALUES are."""
+    while (priority < limit).sum() > KEPT_VALUES:
+        limit /= 2
+    return {
+        "kept": kept[:, priority < limit],
+        "priority": priority[priority < limit],
+        "limit": np.float64(limit),
+    }
+
+
+def _join_robust(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same samples as if all trials had been looked at in one go."""
+    kept, priority = np.concatenate([a["kept"], b["kept"]], axis=1), np.concatenate([a["priority"], b["priority"]])
+    part = _thinned(kept, priority, min(float(a["limit"]), float(b["limit"])))
+    return part | {"trials": a["trials"] + b["trials"]}
+
+
+def _quartiles(part: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    rows = [np.percentile(row.astype(np.float64), [25, 50, 75]) for row in part["kept"]]  # one channel's copy at a time
+    low, center, high = np.array(rows).T
+    return center, (high - low) / IQR_OF_NORMAL
+
+
+def _moments(trials: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """Means and deviations merged trial by trial (Chan et al. 1979), which stays exact where sums of squares cancel."""
-    count, n_trials, mean, squares = 0, 0, np.zeros(1), np.zeros(1)
-    for n_trials, eeg in enumerate(trials, start=1):  # noqa: B007
+    parts = []
+    for eeg in trials:
         x = eeg.astype(np.float64)
-        own, n = x.mean(axis=1), x.shape[1]
-        difference = own - mean
-        squares = squares + ((x - own[:, None]) ** 2).sum(axis=1) + difference**2 * count * n / (count + n)
-        mean, count = mean + difference * n / (count + n), count + n
-    assert count, "no training trials to fit the scale on"
-    return mean, np.sqrt(squares / count), n_trials
+        mean = x.mean(axis=1)
+        squares = ((x - mean[:, None]) ** 2).sum(axis=1)
+        part = {"mean": mean, "squares": squares, "count": np.int64(x.shape[1]), "trials": np.int64(1)}
+        parts = [_join_moments(parts[0], part) if parts else part]
+    assert parts, "no training trials to fit the scale on"
+    return parts[0]
+
+
+def _join_moments(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count, difference = a["count"] + b["count"], b["mean"] - a["mean"]
+    return {
+        "mean": a["mean"] + difference * b["count"] / count,
+        "squares": a["squares"] + b["squares"] + difference**2 * a["count"] * b["count"] / count,
+        "count": count,
+        "trials": a["trials"] + b["trials"],
+    }
+
+
+def _deviation(part: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return part["mean"], np.sqrt(part["squares"] / part["count"])

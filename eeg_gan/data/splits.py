@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,17 +45,26 @@ class SplitConfig:
     balance: bool = True  # allot the groups of each class by the fractions, where groups belong to one class
     test_groups: tuple[str, ...] = ()  # names of groups held out for test; fractions share the rest
     val_groups: tuple[str, ...] = ()  # names of groups held out for val, for example subjects
+    fold: int | None = None  # hold out this group alone for test, counted from 0 in the order of names (S2 before S10)
+    unseen_classes: tuple[str, ...] = ()  # names of classes, or of concepts, that make up the test split, all of them
     allow_confounded: bool = False  # divide even where training and test trials then share a block or a stimulus
 
     def __post_init__(self):
         fractions = (self.train, self.val, self.test)
         if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or self.train == 0:
             raise ValueError(f"train, val and test are fractions that sum to 1, train above 0; got {fractions}")
-        if self.by == "given" and (self.test_groups or self.val_groups):
-            raise ValueError("test_groups and val_groups need groups, but by=given takes the column split; drop one")
+        if self.by == "given" and self.val_groups:
+            raise ValueError("val_groups needs groups, but by=given takes the column split; drop one")
         both = sorted(set(self.test_groups) & set(self.val_groups))
         if both:
             raise ValueError(f"{', '.join(both)} is in test_groups and in val_groups; keep it in one")
+        said = [name for name in ("test_groups", "fold", "unseen_classes") if getattr(self, name) not in ((), None)]
+        if len(said) > 1:
+            raise ValueError(f"{' and '.join(said)} both say what the test split is; keep one")
+        if said and self.by == "given":
+            raise ValueError(f"{said[0]} says what the test split is, but by=given takes the column split; drop one")
+        if self.fold is not None and self.fold < 0:
+            raise ValueError(f"fold counts groups from 0; got {self.fold}")
 
 
 def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
@@ -73,6 +83,8 @@ def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
                 f"split: {split} would be empty of {len(trials)} trials by {config.by}; "
                 f"raise split.{split}, or set it to 0 and give its part to another ({NEEDS})"
             )
+    if not config.allow_confounded:
+        _refuse_confounded(confounds(trials, assigned, config, card), config, card)
     absent = [split for split in SPLITS if split not in assigned]
     if absent:
         log.warning("no trial is in %s, as its fraction is 0: %s", " and ".join(absent), NEEDS)
@@ -138,6 +150,15 @@ def _refuse_by_trial(trials: Metas, card: Card) -> None:
         )
 
 
+def _refuse_confounded(reasons: list[str], config: SplitConfig, card: Card) -> None:
+    if reasons:
+        raise UserError(
+            f"split.by={config.by} is refused for this {card.design} design: {'; '.join(reasons)}. Choose "
+            "split.by=block, run, session, recording or subject, whichever holds whole blocks, or accept it with "
+            "split.allow_confounded=true: everything made from these shards then says that it is confounded"
+        )
+
+
 def _given(trials: Metas) -> list[str]:
     for trial in trials:
         if trial["split"] not in SPLITS:
@@ -182,25 +203,65 @@ def _order(seed: int, label: int | None, n: int) -> np.ndarray:
 
 
 def _held_out(names: list[str], trials: Metas, config: SplitConfig) -> dict[str, str]:
-    """Group -> split for the groups that the config names, by full name or by the last part of it."""
+    """Group -> split for the groups that the config names, by full name or by the last part of it, or by class."""
+    held = dict.fromkeys(_fold(names, config) if config.fold is not None else _unseen(names, trials, config), "test")
     known = defaultdict(set)
     for name, trial in zip(names, trials, strict=True):
         known[name].add(name)
         known[str(trial["key" if config.by == "trial" else config.by])].add(name)
-    held = {}
     for split, wanted in (("test", config.test_groups), ("val", config.val_groups)):
         for group in wanted:
             if group not in known:
                 close = difflib.get_close_matches(group, list(known), 1, 0.5)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)[:20])}"
                 raise UserError(f"split.{split}_groups: no {config.by} is named {group!r}; {hint}")
+            both = [name for name in known[group] if held.get(name, split) != split]
+            if both:
+                raise UserError(f"split.{split}_groups: {both[0]} is held out for {held[both[0]]} already; drop one")
             held |= dict.fromkeys(known[group], split)
     return held
 
 
+def _fold(names: list[str], config: SplitConfig) -> list[str]:
+    groups = sorted(set(names), key=natural)
+    if config.fold >= len(groups):
+        raise UserError(
+            f"split.fold={config.fold}: there are {len(groups)} groups by {config.by} "
+            f"({', '.join(groups[:20])}), so folds run from 0 to {len(groups) - 1}"
+        )
+    return [groups[config.fold]]
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts S2 before S10."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _unseen(names: list[str], trials: Metas, config: SplitConfig) -> list[str]:
+    """The groups of the classes that training never sees."""
+    wanted = set(config.unseen_classes)
+    if not wanted:
+        return []
+    known = {str(trial[field]) for trial in trials for field in ("class_name", "concept") if trial[field] is not None}
+    for name in sorted(wanted - known):
+        close = difflib.get_close_matches(name, list(known), 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)[:20])}"
+        raise UserError(f"split.unseen_classes: no class and no concept is named {name!r}; {hint}")
+    unseen, seen = set(), set()
+    for name, trial in zip(names, trials, strict=True):
+        (unseen if {trial["class_name"], trial["concept"]} & wanted else seen).add(name)
+    if unseen & seen:
+        raise UserError(
+            f"split.unseen_classes: {sorted(unseen & seen)[0]} holds trials of unseen and of other classes, so "
+            f"split.by={config.by} cannot keep them apart; choose split.by=stimulus or concept"
+        )
+    return sorted(unseen)
+
+
 def _allot(n_groups: int, config: SplitConfig, label: int | None) -> list[str]:
     """`n_groups` split names by largest remainder, at least one group for every split that has a fraction."""
-    named = {"test": config.test_groups, "val": config.val_groups, "train": ()}
+    given_test = config.test_groups or config.unseen_classes or config.fold is not None
+    named = {"test": given_test, "val": config.val_groups, "train": ()}
     wanted = {split: getattr(config, split) for split in SPLITS if getattr(config, split) > 0 and not named[split]}
     if n_groups < len(wanted):
         where = f"class {label} has" if label is not None else "there are"

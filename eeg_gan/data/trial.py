@@ -21,7 +21,7 @@ META_FIELDS = {  # of KEY.json; every field but the first two may be unknown, wh
     "sfreq": "sampling rate in Hz",
     "stimulus": "which image was shown",
     "concept": "what the image shows, finer than the class",
-    "image_sha256": "digest of the stored image's pixels",
+    "image_sha256": "digest of the image's pixels, before any lossy compression",
     "split": "train, val or test",
 }
 

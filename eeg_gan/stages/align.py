@@ -90,6 +90,7 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
         best = state.get("best")
         rt.start_log(images)
+        rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)
 
         with rt.bar(config.total_images, images) as bar:

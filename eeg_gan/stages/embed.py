@@ -39,6 +39,7 @@ def run(config: Config) -> None:
         network = checkpoint.chosen(config.image2eeg or config.encoder).path / "state.json"
         rt.inputs([config.loader.index, network], shards=shards.digest, network=digest)
         rt.start_log()
+        rt.confounded(shards.confounded)
         rt.reads(config.splits)
         parts = {}
         with rt.bar(sum(shards.n(split) for split in config.splits)) as bar:

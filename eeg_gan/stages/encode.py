@@ -3,6 +3,7 @@
 Singh & Raman, WACV 2024, section 3.1. Selection is on the validation split alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ from eeg_gan.augment.eeg import EEGAugmentConfig, blend, draw_and_apply
 from eeg_gan.config import to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
 from eeg_gan.data.shards import Shards
+from eeg_gan.data.stream import Held, Stream, listed
 from eeg_gan.distributed import barrier, from_main, gather, generator_at, own_part, rank, seed_at
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
@@ -53,6 +55,8 @@ class Config:
             raise ValueError(
                 f"mix is the weight of a second trial beside 1 of the first, so it lies in [0, 1]; got {self.mix}"
             )
+        if self.mix and self.loader.mode == "stream":
+            raise ValueError("mix needs partners of the same class, which a stream cannot fetch; set mix=0")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -73,14 +77,11 @@ def run(config: Config) -> None:
     with runtime.start("encode", config) as rt:
         if rt.done:
             return
-        shards = open_shards(config.loader, ("train", "val"))
+        shards = open_shards(config.loader, ("train", "val"), streams=True)
         rt.inputs([config.loader.index], shards=shards.digest)
         rt.reads(("train", "val"))
-        train, val = (
-            Reader(shards, split, config.loader.cache_mb, config.loader.workers) for split in ("train", "val")
-        )
-        labels = shards.labels("train")
-        classes = min(config.classes_per_batch, len(set(labels.tolist())))
+        train, val = (reader(config, shards, split) for split in ("train", "val"))
+        classes = min(config.classes_per_batch, len(set(train.labels.tolist())))
         batch = classes * config.trials_per_class
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
@@ -89,16 +90,17 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
         best = state.get("best")
         rt.start_log(images)
+        rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)
+        part = own_part(batch)
+        batches = (streamed if config.loader.mode == "stream" else balanced)(config, shards, train, classes, images)
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
-                part = own_part(batch)
-                eeg = blended(train, indices, config, images, part).to(rt.device)
+                eeg, labels = (x.to(rt.device) for x in next(batches))
                 eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
-                loss = step(rt, net, optimiser, eeg, torch.as_tensor(labels[indices]).to(rt.device), part, images)
+                loss = step(rt, net, optimiser, eeg, labels, part, images)
                 images += batch
                 bar.update(images, f"loss {loss:.3f}")
 
@@ -129,6 +131,35 @@ def build(config: Config, shards: Shards) -> Encoder:
     encoder = build_encoder(config.encoder, len(shards.card.ch_names), shards.n_times)
     head = ClassifierHead(config.encoder.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
     return Encoder(encoder, head)
+
+
+def reader(config: Config, shards: Shards, split: str) -> Reader | Held:
+    """A split for evaluation: all of it, or of a stream as much as fits into loader.cache_mb."""
+    loader = config.loader
+    if loader.mode == "local":
+        return Reader(shards, split, loader.cache_mb, loader.workers)
+    return Held(listed(shards, split, loader.stream), shards.form, loader.stream, loader.cache_mb)
+
+
+def balanced(
+    config: Config, shards: Shards, train: Reader, classes: int, images: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """EEG [b, C, T] of this rank's part and labels [B] of the global batch, from `images` on."""
+    labels, batch = train.labels, classes * config.trials_per_class
+    while True:
+        indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
+        yield blended(train, indices, config, images, own_part(batch)), torch.as_tensor(labels[indices])
+        images += batch
+
+
+def streamed(config: Config, shards: Shards, train: Held, classes: int, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of streamed shards, in the order in which they come; it goes on at the start of an epoch."""
+    loader, part = config.loader, own_part(classes * config.trials_per_class)
+    epoch = images // shards.n("train")
+    found = listed(shards, "train", loader.stream)
+    stream = Stream(found, shards.form, part.stop - part.start, config.seed, loader.stream, epoch, loader.workers)
+    for batch in stream.batches():
+        yield batch["eeg"], gather(batch["label"])
 
 
 def blended(train: Reader, indices: np.ndarray, config: Config, images: int, part: slice) -> Tensor:

@@ -98,6 +98,7 @@ def run(config: Config) -> None:
         rt.inputs(_files(config), shards=shards.digest)
         rt.reads(("train", config.split))
         rt.start_log()
+        rt.confounded(shards.confounded)
         context, metrics = Context(config, rt, shards), {}
         parts = (stage1, lda, aligned, images)
         with rt.bar(len(parts)) as bar:
@@ -292,6 +293,8 @@ def _files(config: Config) -> list[Path]:
 
 def _write(context: Context, metrics: Metrics) -> None:
     """metrics.json, and per-trial details for the report."""
+    if context.shards.confounded:
+        metrics = {name: {**metric, "confounded": True} for name, metric in metrics.items()}
     checkpoint.write_json(context.rt.run_dir / "metrics.json", metrics)
     if context.details:
         checkpoint.save_tensors(context.rt.run_dir / "details.safetensors", context.details)

@@ -63,7 +63,7 @@ def scatter_maps(points: np.ndarray, panels: Sequence[dict]) -> str:
 
     names = max([len(panel.get("names", ())) for panel in panels if len(panel.get("names", ())) <= 20], default=0)
     legend = -(-names // (4 if names > 12 else 3))  # rows
-    return _drawn(10.5, max(4.0, 3.75 + 0.18 * legend), (1, len(panels)), paint)
+    return drawn(10.5, max(4.0, 3.75 + 0.18 * legend), (1, len(panels)), paint)
 
 
 def _by_name(figure: Figure, ax, points: np.ndarray, panel: dict) -> None:
@@ -126,7 +126,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
                     color="white" if value > 0.55 else INK,
                 )
 
-    return _drawn(5.4, 4.9, (1, 1), paint)
+    return drawn(5.4, 4.9, (1, 1), paint)
 
 
 def curves(groups: Sequence[dict]) -> str:
@@ -157,7 +157,7 @@ def curves(groups: Sequence[dict]) -> str:
             if len(group["lines"]) > 1:
                 ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2, handlelength=1.2, columnspacing=1)
 
-    return _drawn(10.5, 2.35 * rows, (rows, columns), paint)
+    return drawn(10.5, 2.35 * rows, (rows, columns), paint)
 
 
 def bars(panels: Sequence[dict], columns: int = 2) -> str:
@@ -171,7 +171,7 @@ def bars(panels: Sequence[dict], columns: int = 2) -> str:
         for ax, panel in zip(axes.flat, panels, strict=False):
             _bars(ax, panel)
 
-    return _drawn(10.5, rows * min(max(2.0, 0.36 * longest + 0.9), 6), (rows, columns), paint)
+    return drawn(10.5, rows * min(max(2.0, 0.36 * longest + 0.9), 6), (rows, columns), paint)
 
 
 def _bars(ax, panel: dict) -> None:
@@ -190,7 +190,7 @@ def _bars(ax, panel: dict) -> None:
     ax.set_axisbelow(True)
 
 
-def _drawn(width: float, height: float, shape: tuple[int, int], paint: Callable[[Figure, np.ndarray], None]) -> str:
+def drawn(width: float, height: float, shape: tuple[int, int], paint: Callable[[Figure, np.ndarray], None]) -> str:
     """`paint` on a figure of width x height inches, without pyplot and its global list of figures."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

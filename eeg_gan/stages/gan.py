@@ -104,6 +104,7 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, networks(players), optimisers(players))
         players.augment.load_state_dict(state.get("augment", players.augment.state_dict()))
         rt.start_log(images)
+        rt.confounded(shards.confounded)
         fixed = Fixed(shards, known, config)
         part, means = own_part(config.batch), Means()
 

@@ -52,6 +52,7 @@ def run(config: Config) -> None:
         rt.inputs(files, gan=digest, features=known.meta["encoder_digest"])
         rt.reads((config.split,))
         rt.start_log()
+        rt.confounded(state["data"]["confounded"])
         folder = rt.run_dir / "images"
         folder.mkdir(exist_ok=True)
         generator.to(rt.device)

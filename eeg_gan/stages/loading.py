@@ -23,9 +23,11 @@ from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
 
 
-def open_shards(loader: LoaderConfig, splits: tuple[str, ...]) -> Shards:
-    """The prepared data set of a loader's index, with only `splits` open."""
-    return Shards(loader.index, splits=splits, verify=loader.verify)
+def open_shards(loader: LoaderConfig, splits: tuple[str, ...], streams: bool = False) -> Shards:
+    """The prepared data set of a loader's index, with only `splits` open; `streams` says that a stage can stream."""
+    if loader.mode == "stream" and not streams:
+        raise UserError("loader.mode=stream is for encode; other stages read at random, so they need loader.mode=local")
+    return Shards(loader.index, splits=splits, verify="none" if loader.mode == "stream" else loader.verify)
 
 
 def about_data(shards: Shards) -> dict:

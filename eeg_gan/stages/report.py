@@ -70,6 +70,7 @@ def run(config: Config) -> None:
         rt.record.pop("done", None)
         rt.record.pop("inputs", None)  # a page holds no work that newer results could spoil, so it is made again
         rt.inputs(**inputs)
+        rt.confounded(runs.confounded)
         if inputs["prepare/index.json"]:
             rt.reads(("train", runs.split))
         rt.on_main(lambda: _write(path, page(runs, config, rt)))

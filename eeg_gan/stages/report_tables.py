@@ -32,6 +32,12 @@ CONDITIONS = {
     "_image2eeg": "drawn from image2eeg features",
     "_real": "for real pictures (what can be reached)",
 }
+CONTROLS = {
+    "pre_stimulus": "class from before the stimulus",
+    "between_blocks": "labels moved to other blocks",
+    "below_2hz": "class from below 2 Hz",
+    "ridge": "ridge on the whole EEG",
+}
 
 
 def audit(runs: Runs) -> list[dict]:
@@ -51,7 +57,12 @@ def audit(runs: Runs) -> list[dict]:
     told += [(f"{split} trials", n) for split, n in found.get("counts", {}).items()]
     told += [
         ("class from time alone", _control(found.get("time_control"))),
-        ("LDA on shuffled labels", _control(found.get("shuffled_labels"))),
+        *(
+            (said, _control(found["controls"][name]))
+            for name, said in CONTROLS.items()
+            if name in found.get("controls", {})
+        ),
+        ("class from shuffled EEG", _control(found.get("shuffled_labels"))),
         ("readings of the test split", f"{test_reads(runs)}, over all stages of this run, the report included"),
     ]
     tables = [{"head": None, "rows": [(name, _said(value)) for name, value in told]}]
@@ -66,9 +77,9 @@ def audit(runs: Runs) -> list[dict]:
                 "What the splits share must be 0 for what the split is by; windows and EEG are never to be "
                 "shared, while subjects, recordings "
                 "and classes of things usually are. Class from time alone: training trials nearest in time vote on the "
-                "class, without EEG; above chance, slow drifts could give labels away. LDA on shuffled labels "
+                "class, without EEG; above chance, slow drifts could give labels away. Shuffled EEG "
                 "shows what a decoder scores "
-                "where there is nothing to learn."
+                "where there is nothing to learn; audit.html says what the other controls are."
             ),
         }
     ]
@@ -76,7 +87,7 @@ def audit(runs: Runs) -> list[dict]:
 
 def _control(m: dict | None) -> str:
     if m is None or m.get("value") is None:
-        return "unknown"
+        return (m or {}).get("note") or "unknown"
     interval = f" [{100 * m['low']:.1f}, {100 * m['high']:.1f}]" if m.get("low") is not None else ""
     p = f", p = {m['p']:.2g}" if m.get("p") is not None else ""
     return f"{100 * m['value']:.1f} %{interval}, chance {100 * m['chance']:.1f} %{p}, n = {m['n']}"

@@ -25,6 +25,7 @@ from eeg_gan.training.preempt import Flag, Stopped, watch
 
 # Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched.
 MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
+MAY_CHANGE += ("workers", "loader.stream.url", "loader.stream.retries", "loader.stream.retry_s")
 log = logging.getLogger("eeg_gan")
 
 
@@ -70,6 +71,12 @@ class Runtime:
             counts[split] = counts.get(split, 0) + 1
         self.save_record()
 
+    def confounded(self, confounded: bool) -> None:
+        """Where the division of the data is confounded, the word goes into the record, TensorBoard and the headline."""
+        if confounded:
+            self.record["confounded"] = True
+            self.log.text("confounded", "made from a confounded split: scores may come from drift or repeated stimuli")
+
     def start_log(self, images: int = 0) -> None:
         """TensorBoard from `images` on, with the resolved config as text."""
         self.log = Log(self.run_dir, self.main, images)
@@ -113,6 +120,8 @@ class Runtime:
 
     def finish(self, headline: str) -> None:
         """Marks the stage as done with its config and says its headline figure."""
+        if self.record.get("confounded") and "confounded" not in headline:
+            headline += "; confounded"
         self.record["done"] = to_dict(self.config)
         self.record["headline"] = headline
         self.save_record()

@@ -170,8 +170,11 @@ def test_a_done_stage_is_not_done_again(runs, caplog):
 
 def test_block_design_is_called_confounded_and_random_clean(tmp_path, runs):
     words = ["source.simulated.design=block", "source.simulated.images_per_class=12", f"run_dir={tmp_path}/p"]
+    assert cli.main(["prepare", debug("prepare"), *words]) == 2
+    words = [*words[:2], "split.allow_confounded=true", f"run_dir={tmp_path}/allowed"]
     assert cli.main(["prepare", debug("prepare"), *words]) == 0
-    assert cli.main(["audit", debug("audit"), f"loader.index={tmp_path}/p/index.json", f"run_dir={tmp_path}/a"]) == 0
+    index = f"loader.index={tmp_path}/allowed/index.json"
+    assert cli.main(["audit", debug("audit"), index, f"run_dir={tmp_path}/a"]) == 0
     found = json.loads((tmp_path / "a" / "audit.json").read_text())
     assert found["verdict"] == "confounded" and found["time_control"]["value"] > 0.8
     assert json.loads((runs / "audit" / "audit.json").read_text())["verdict"] == "clean"

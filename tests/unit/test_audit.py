@@ -1,16 +1,19 @@
 import numpy as np
-import pytest
+from PIL import Image
 
-from eeg_gan.data.audit import decode_from_time, duplicates, eeg_digest, overlaps, report, window_overlaps
+from eeg_gan.data.audit import duplicates, eeg_digest, fitted_on, judge, leaks, overlaps, window_overlaps
 from eeg_gan.data.card import Card
+from eeg_gan.data.controls import Control, Trials, time_alone
+from eeg_gan.data.likeness import fingerprint, near_duplicates
 from eeg_gan.data.splits import SplitConfig, assign, policy
 from eeg_gan.data.trial import complete
 
+NOTHING = Control(0.2, 0.2, 0.5, 40)
 CLEAN = {"by": "stimulus", "confounded": False, "reasons": []}
 
 
-def card(design="event-randomised"):
-    return Card("a", 100.0, ("Oz",), design, tuple("abcde"), "CC0")
+def card(design="event-randomised", **keys):
+    return Card("a", 100.0, ("Oz",), design, tuple("abcde"), "CC0", **keys)
 
 
 def recorded(order, subjects=2):
@@ -75,53 +78,111 @@ def test_duplicates():
     assert found == {"train/val": 0, "train/test": 1, "val/test": 0}
 
 
-def test_time_gives_blocks_away_and_not_random_order():
-    metas, _ = divided(recorded(in_blocks), "block")
-    blocks = decode_from_time(metas["train"], metas["test"], 0)
-    assert blocks.accuracy > 0.9 and blocks.chance == pytest.approx(0.2) and blocks.p < 0.001 and blocks.n == 40
-    metas, _ = divided(recorded(at_random), "event-randomised")
-    free = decode_from_time(metas["train"], metas["test"], 0)
-    assert free.accuracy < 0.4 and free.p > 0.01
-    assert free == decode_from_time(metas["train"], metas["test"], 0)
+def verdict(metas, the_card, policy, duration_s=0.5, **found):
+    """By leaks and time alone; the other deciding controls found nothing."""
+    time = time_alone(Trials(metas["train"], metas["test"], the_card, 3000, 0))
+    quiet = dict.fromkeys(("pre_stimulus", "between_blocks"), NOTHING)
+    return judge(leaks(metas, duration_s) | found, {"time": time, **quiet}, the_card, policy)
 
 
 def test_verdict_of_a_block_design_is_confounded():
-    metas, recorded_policy = divided(recorded(in_blocks), "block")
-    found = report(metas, card("block"), recorded_policy, 0.5)
-    assert found["verdict"] == "confounded" and any("time of recording" in reason for reason in found["reasons"])
+    metas, recorded_policy = divided(recorded(in_blocks), "block", allow_confounded=True)
+    found = verdict(metas, card("block"), recorded_policy)
+    assert found.verdict == "confounded" and any("time of recording" in reason for reason in found.reasons)
 
 
 def test_blocks_are_caught_even_where_the_card_says_otherwise():
     metas, recorded_policy = divided(recorded(in_blocks), "event-randomised")
     assert not recorded_policy["confounded"]
-    assert report(metas, card(), recorded_policy, 0.5)["verdict"] == "confounded"
+    assert verdict(metas, card(), recorded_policy).verdict == "confounded"
 
 
 def test_verdict_of_random_order_is_clean():
     metas, recorded_policy = divided(recorded(at_random), "event-randomised")
-    found = report(metas, card(), recorded_policy, 0.5)
-    assert found["verdict"] == "clean" and found["reasons"] == [] and found["notes"]
-    assert found["overlaps"]["stimulus"] == {"train/val": 0, "train/test": 0, "val/test": 0}
+    found = verdict(metas, card(), recorded_policy)
+    assert found.verdict == "clean" and found.reasons == [] and found.notes
+    assert leaks(metas, 0.5)["overlaps"]["stimulus"] == {"train/val": 0, "train/test": 0, "val/test": 0}
 
 
 def test_each_leak_changes_the_verdict():
     metas, _ = divided(recorded(at_random), "event-randomised")
-    assert report(metas, card(), CLEAN, 0.5)["verdict"] == "clean"
+    assert verdict(metas, card(), CLEAN).verdict == "clean"
     leaky = metas | {"test": metas["test"] + [metas["train"][0]]}
-    assert "by stimulus" in " ".join(report(leaky, card(), CLEAN, 0.5)["reasons"])
-    assert report(metas, card(), CLEAN, 2.5)["verdict"] == "suspicious"  # windows longer than the pause
-    assert report(metas, card("windowed"), CLEAN, 2.5)["verdict"] == "confounded"
-    same = report(metas, card(), CLEAN, 0.5, eeg_digests={"train": ["x"], "test": ["x"]})
-    assert same["verdict"] == "confounded" and "same EEG" in same["reasons"][0]
+    assert "by stimulus" in " ".join(verdict(leaky, card(), CLEAN).reasons)
+    assert verdict(metas, card(), CLEAN, 2.5).verdict == "suspicious"  # windows longer than the pause
+    assert "windows share samples" in " ".join(verdict(metas, card("windowed"), CLEAN, 2.5).reasons)
+    same = verdict(metas, card(), CLEAN, duplicate_eeg=duplicates({"train": ["x"], "test": ["x"]}))
+    assert same.verdict == "confounded" and "same EEG" in same.reasons[0]
     pictures = {s: [m | {"image_sha256": "one"} for m in own] for s, own in metas.items()}
-    assert report(pictures, card(), CLEAN, 0.5)["verdict"] == "confounded"
-    assert report(pictures, card(), CLEAN | {"by": "subject"}, 0.5)["verdict"] == "confounded"  # subjects are shared
-    assert report(metas, card(), CLEAN | {"confounded": True}, 0.5)["verdict"] == "confounded"
+    assert verdict(pictures, card(), CLEAN).verdict == "confounded"
+    assert verdict(pictures, card(), CLEAN | {"by": "subject"}).verdict == "confounded"  # subjects are shared
+    assert verdict(metas, card(), CLEAN | {"confounded": True}).verdict == "confounded"
+    alike = {"train/test": 2}
+    assert verdict(metas, card(), CLEAN, near_duplicate_images=alike).verdict == "suspicious"
+    assert "pairs of pictures look the same: 2 between train and test" in " ".join(
+        verdict(metas, card(), CLEAN | {"by": "run"}, near_duplicate_images=alike).notes
+    )
+
+
+def test_statistics_fitted_on_other_trials_are_a_leak():
+    scale = {"kind": "robust", "train_trials": 120}
+    metas, _ = divided(recorded(at_random), "event-randomised")
+    assert fitted_on({"scale": scale}, {"train": 120})["leak"] is False
+    assert fitted_on({"scale": {"kind": "none"}}, {"train": 120})["leak"] is False
+    unknown = fitted_on({"scale": {"kind": "zscore"}}, {"train": 120})
+    assert unknown["leak"] is None and "does not say" in verdict(metas, card(), CLEAN, fitted_on=unknown).notes[0]
+    found = verdict(metas, card(), CLEAN, fitted_on=fitted_on({"scale": scale}, {"train": 84, "test": 36}))
+    assert found.verdict == "confounded" and "fitted on 120 trials, but the training split holds 84" in found.reasons[0]
+    whitened = verdict(metas, card(fitted_on="all"), CLEAN)
+    assert whitened.verdict == "suspicious" and "on test trials too" in whitened.reasons[0]
+    assert verdict(metas, card(fitted_on="train"), CLEAN).verdict == "clean"
+
+
+def test_the_controls_that_decide():
+    metas, _ = divided(recorded(at_random), "event-randomised")
+    found, ridge = leaks(metas, 0.5), Control(0.6, 0.2, 1e-4, 40)
+
+    def outcome(**changed):
+        controls = dict.fromkeys(("time", "pre_stimulus", "between_blocks"), NOTHING) | {"ridge": ridge} | changed
+        return judge(found, controls, card(), CLEAN)
+
+    strong, weak = Control(0.5, 0.2, 1e-4, 40), Control(0.22, 0.2, 1e-4, 40)
+    for name in ("time", "pre_stimulus", "between_blocks"):
+        assert outcome(**{name: strong}).verdict == "confounded"
+        assert outcome(**{name: weak}).verdict == "suspicious"  # it explains little of what the ridge reaches
+        assert outcome(**{name: Control(0.5, 0.2, 0.0005, 40)}).verdict == "clean"  # .001 is for the three together
+        unknown = outcome(**{name: Control(note="trials start at 0 s")})
+        assert unknown.verdict == "clean" and "not applicable, as trials start" in " ".join(unknown.notes)
+    assert outcome(below_2hz=strong, shuffled_eeg=strong).verdict == "clean"
+    assert outcome(pre_stimulus=Control(0.26, 0.2, 1e-4, 40), ridge=Control(0.3, 0.2, 1e-4, 40)).verdict == "confounded"
 
 
 def test_unknown_onsets():
     metas, _ = divided(recorded(at_random), "event-randomised")
     metas = {s: [m | {"onset_s": None} for m in own] for s, own in metas.items()}
-    assert decode_from_time(metas["train"], metas["test"], 0).accuracy is None
-    assert report(metas, card(), CLEAN, 0.5)["verdict"] == "clean"
-    assert report(metas, card("block"), CLEAN, 0.5)["verdict"] == "suspicious"
+    assert verdict(metas, card(), CLEAN).verdict == "clean"
+    assert verdict(metas, card("block"), CLEAN).verdict == "suspicious"
+
+
+def photograph(seed, size=64):
+    """Smooth colours with an edge: what a picture looks like to a hash."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size] / size
+    waves = 0
+    for angle in random.uniform(0, 6, 8):
+        place = rows * np.cos(angle) + columns * np.sin(angle)
+        waves = waves + random.normal() * np.sin(random.uniform(2, 12) * place + random.uniform(0, 6))
+    grey = 128 + 30 * waves + 60 * (columns > random.uniform(0.2, 0.8))
+    return np.stack([grey, 0.9 * grey, 0.8 * grey + 20], axis=2).clip(0, 255).astype(np.uint8)
+
+
+def test_copies_of_a_picture_are_found_and_others_are_not():
+    train = {f"a{i}": fingerprint(photograph(i)) for i in range(100)}
+    noisy = (photograph(0) * 0.97 + np.random.default_rng(0).uniform(0, 7, (64, 64, 3))).astype(np.uint8)
+    small = np.asarray(Image.fromarray(photograph(1)).resize((48, 48)))
+    darker = (photograph(2) * 0.8 + 20).astype(np.uint8)
+    test = {f"b{i}": fingerprint(photograph(1000 + i)) for i in range(100)}
+    test |= {f"copy{i}": fingerprint(image) for i, image in enumerate((noisy, small, darker))}
+    test["a7"] = train["a7"]  # the same digest is not a near duplicate
+    found = near_duplicates({"train": train, "val": {}, "test": test})
+    assert found == {"train/val": [], "train/test": [("a0", "copy0"), ("a1", "copy1"), ("a2", "copy2")], "val/test": []}

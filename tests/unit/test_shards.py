@@ -50,10 +50,10 @@ def test_what_is_written_is_read(index):
 
 def test_index_follows_the_contract(index):
     read = json.loads(index.read_text())
-    assert read["version"] == 1 and read["card"]["ch_names"] == ["Oz", "Pz"]
+    assert read["version"] == 2 and read["card"]["ch_names"] == ["Oz", "Pz"]
     assert [len(shard["samples"]) for shard in read["splits"]["train"]] == [2, 2, 1]
     assert set(read["splits"]["val"][0]) == {"file", "bytes", "sha256", "samples"}
-    assert set(read["splits"]["val"][0]["samples"][0]) == {"key", "offset", "size"}
+    assert set(read["splits"]["val"][0]["samples"][0]) == {"key", "offset", "size", "crc32"}
     assert read["split_policy"]["digest"] == digest({s: [f"{s}-{i}" for i in range(n)] for s, n in SIZES.items()})
 
 

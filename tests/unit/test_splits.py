@@ -109,10 +109,66 @@ def test_an_allowed_confound_is_recorded(design):
     assert recorded["confounded"] and recorded["reasons"] and recorded["by"] == "trial"
 
 
-def test_stimuli_of_a_block_design_are_recorded_as_confounded():
-    metas = trials()
-    assert policy(metas, assign(metas, SplitConfig(), card("block")), SplitConfig(), card("block"))["confounded"]
-    assert not policy(metas, assign(metas, SplitConfig(), card()), SplitConfig(), card())["confounded"]
+def test_stimuli_of_a_block_design_are_refused_or_recorded_as_confounded():
+    metas, allowed = trials(), SplitConfig(allow_confounded=True)
+    with pytest.raises(UserError, match="split.by=stimulus is refused for this block design.*allow_confounded=true"):
+        assign(metas, SplitConfig(), card("block"))
+    assert policy(metas, assign(metas, allowed, card("block")), allowed, card("block"))["confounded"]
+    assert not policy(metas, assign(metas, allowed, card()), allowed, card())["confounded"]
+
+
+def test_every_split_that_the_design_makes_unsafe_is_refused():
+    metas = trials(repeats=1, subjects=3)
+    with pytest.raises(UserError, match="windows of one recording are in train"):
+        assign(metas, SplitConfig(by="stimulus"), card("windowed"))
+    official = [meta | {"split": ("train", "val", "test", "train")[i % 4]} for i, meta in enumerate(metas)]
+    official += [meta | {"key": meta["key"] + "-2", "split": "test"} for meta in official]
+    with pytest.raises(UserError, match="split.by=given is refused.*a stimulus is in train and in another split"):
+        assign(official, SplitConfig(by="given"), card())
+    for by in ("subject", "recording", "session"):
+        config = SplitConfig(by=by)
+        assert not policy(metas, assign(metas, config, card("block")), config, card("block"))["confounded"]
+
+
+def test_folds_leave_one_subject_out():
+    metas, held = trials(subjects=11), []
+    for fold in range(11):
+        found = groups(metas, assign(metas, SplitConfig(by="subject", fold=fold), card("block")), "subject")
+        assert all(len(splits) == 1 for splits in found.values())
+        held += [name for (name,), splits in found.items() if splits == {"test"}]
+        assert Counter(s for splits in found.values() for s in splits) == {"train": 9, "val": 1, "test": 1}
+    assert held == [f"s{i}" for i in range(11)]  # s2 before s10
+    with pytest.raises(UserError, match="split.fold=11: there are 11 groups by subject.*0 to 10"):
+        assign(metas, SplitConfig(by="subject", fold=11), card())
+
+
+def test_unseen_classes_are_the_test_split_alone():
+    metas = [meta | {"class_name": f"name-{meta['label']}"} for meta in trials()]
+    config = SplitConfig(by="stimulus", unseen_classes=("name-1", "name-3"))
+    assigned = assign(metas, config, card())
+    for meta, split in zip(metas, assigned, strict=True):
+        assert (split == "test") == (meta["label"] in (1, 3))
+    assert all(len(splits) == 1 for splits in groups(metas, assigned, "stimulus").values())
+    seen = Counter((m["label"], s) for m, s in zip(metas, assigned, strict=True) if s != "test")
+    assert seen[0, "val"] == seen[2, "val"] > 0 and seen[0, "train"] == seen[2, "train"]
+    by_concept = assign(metas, SplitConfig(by="concept", unseen_classes=("c1-0",)), card())
+    assert {m["concept"] for m, s in zip(metas, by_concept, strict=True) if s == "test"} == {"c1-0"}
+    with pytest.raises(UserError, match="no class and no concept is named 'name-7'.*did you mean name-"):
+        assign(metas, SplitConfig(unseen_classes=("name-7",)), card())
+    with pytest.raises(UserError, match="s0 holds trials of unseen and of other classes.*split.by=stimulus"):
+        assign(metas, SplitConfig(by="subject", unseen_classes=("name-1",)), card())
+
+
+def test_what_the_test_split_is_can_be_said_once():
+    with pytest.raises(ValueError, match="test_groups and fold both say"):
+        SplitConfig(by="subject", test_groups=("a",), fold=0)
+    with pytest.raises(ValueError, match="unseen_classes says what the test split is, but by=given"):
+        SplitConfig(by="given", unseen_classes=("a",))
+    with pytest.raises(ValueError, match="counts groups from 0"):
+        SplitConfig(fold=-1)
+    metas = trials(subjects=4)
+    with pytest.raises(UserError, match="split.val_groups: s0 is held out for test already"):
+        assign(metas, SplitConfig(by="subject", fold=0, val_groups=("s0",)), card())
 
 
 def test_given():

@@ -42,7 +42,11 @@ class SourceConfig:
 
 
 class Source(Protocol):
-    """What every data set offers; C electrode, T time sample."""
+    """What every data set offers; C electrode, T time sample.
+
+    It may also have `image_key(i)`, equal for trials that show the same picture, each of which is then read once, and
+    `peak_bytes`, the memory that a format needs which can only be read whole.
+    """
 
     card: Card
     trials: list[dict[str, Any]]  # meta fields; keys unique and safe as file names

@@ -69,6 +69,10 @@ class Folder:
                 f"{self._where(i)}: image {self._images[i]} cannot be read ({error}); save it again as PNG or JPEG"
             ) from None
 
+    def image_key(self, i: int) -> str | None:
+        """Equal for trials that show the same picture."""
+        return None if self._images is None else str(self._images[i])
+
     def _where(self, i: int) -> str:
         return f"{self.table} row {self.rows[i][0]}"
 

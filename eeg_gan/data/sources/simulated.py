@@ -102,6 +102,10 @@ class Simulated:
             self._pictures[number] = rendering.render(self._look(number), self.config.image_size)
         return self._pictures[number]
 
+    def image_key(self, i: int) -> int:
+        """Equal for trials that show the same picture."""
+        return self.plan[i].image
+
     def evoked(self, i: int) -> np.ndarray:
         """[C, T] in microvolt: the part of the response that the image drives; the signal of `snr_db`."""
         return self._gain * self._evoked(i)

@@ -1,0 +1,158 @@
+"""Whole batches, copied by offset out of memory-mapped shards: no archive is opened, and arrays are not decoded.
+
+The headers around a sample's members are compared with what they must be when it is first read. From then on the
+length of its json says where the EEG starts, and the EEG, which has one length in all samples, where the image does.
+"""
+
+import mmap
+import resource
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eeg_gan.config import UserError
+from eeg_gan.data.decoding import read_image
+from eeg_gan.data.tar import BLOCK, CURE, check_size, header, npy_header, place_of, span
+from eeg_gan.data.writing import Form
+
+# b batch, C electrode, T time sample, H height, W width
+SIZE = slice(124, 135)  # of a tar's header: octal digits
+
+
+class Mapped:
+    """The samples of one split; `places` are (file, key, offset, size) of each, `sizes` the bytes of each file.
+
+    Compressed images are kept decoded in up to `cache_bytes`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        places: list[tuple[str, str, int, int]],
+        sizes: dict[str, int],
+        form: Form,
+        cache_bytes: int = 0,
+    ):
+        self.folder, self.places, self.form = folder, places, form
+        self.is_array = form.image_format == "npy"
+        self._checked = bytearray(len(places))
+        self._eeg = _Array(form.eeg_shape, form.dtype)
+        self._image = None if form.image_shape is None else _Array(form.image_shape, "uint8")
+        self._maps = _Maps(folder, sizes)
+        self.room, self.cache, self._lock = cache_bytes, dict[int, np.ndarray](), threading.Lock()
+
+    def batch(self, indices: np.ndarray, pool: ThreadPoolExecutor | None = None) -> tuple[Tensor, Tensor | None]:
+        """EEG float32 [b, C, T] and images uint8 [b, 3, H, W], or None where there are no images."""
+        eeg = np.empty((len(indices), self._eeg.bytes), np.uint8)
+        image = None
+        if self._image is not None:
+            height, width, channels = self._image.shape
+            image = np.empty((len(indices), channels, height, width), np.uint8)
+        maps = {file: self._maps.get(file) for file in {self.places[i][0] for i in indices}}
+        rows = list(enumerate(indices.tolist()))
+        if pool is None:
+            self._fill(rows, maps, eeg, image)
+        else:
+            parts = [rows[n :: pool._max_workers] for n in range(pool._max_workers)]
+            list(pool.map(lambda part: self._fill(part, maps, eeg, image), parts))
+        return self._as_float(eeg), None if image is None else torch.from_numpy(image)
+
+    def _fill(self, rows: list, maps: dict[str, np.ndarray], eeg: np.ndarray, image: np.ndarray | None) -> None:
+        """Copies the samples `rows` of (place in the batch, number in the split)."""
+        for row, i in rows:
+            file, _, offset, _ = self.places[i]
+            raw = maps[file]
+            if not self._checked[i]:
+                self._check(i, raw)
+            member = offset + span(int(raw[offset:][SIZE].tobytes(), 8))
+            start = member + self._eeg.start
+            eeg[row] = raw[start : start + self._eeg.bytes]
+            if image is not None:
+                pixels = self._pixels(i, raw, member + self._eeg.span)
+                for channel, plane in enumerate(image[row]):  # much faster than to transpose at once
+                    plane[:] = pixels[..., channel]
+
+    def _pixels(self, i: int, raw: np.ndarray, member: int) -> np.ndarray:
+        """[H, W, 3] of the image whose header starts at `member`."""
+        if self.is_array:
+            start = member + self._image.start
+            return raw[start : start + self._image.bytes].reshape(self._image.shape)
+        kept = self.cache.get(i)
+        if kept is not None:
+            return kept
+        size = int(raw[member:][SIZE].tobytes(), 8)
+        content = raw[member + BLOCK : member + BLOCK + size]
+        image = read_image(content, self.form, place_of(self.folder / self.places[i][0], *self.places[i][1:3]))
+        with self._lock:
+            if i not in self.cache and image.nbytes <= self.room:  # a full cache keeps what it has
+                self.room -= image.nbytes
+                self.cache[i] = image
+        return image
+
+    def _as_float(self, raw: np.ndarray) -> Tensor:
+        stored = torch.from_numpy(raw.view(self._eeg.dtype).reshape(len(raw), *self._eeg.shape))
+        if stored.dtype == torch.float32:
+            return stored
+        whole = torch.from_numpy(np.empty(stored.shape, np.float32))  # numpy reuses memory where torch asks for new
+        return whole.copy_(stored)
+
+    def _check(self, i: int, raw: np.ndarray) -> None:
+        """Compares the headers of a sample with what they must be."""
+        file, key, offset, size = self.places[i]
+        place, at, end = place_of(self.folder / file, key, offset), offset, offset + size
+        arrays = {"eeg.npy": self._eeg, "img.npy": self._image}
+        for name in ("json", *self.form.members):
+            found = header(raw[at : at + BLOCK].tobytes(), f"{key}.{name}", place).size
+            array = arrays.get(name)
+            if array and (found != array.size or raw[at + BLOCK : at + array.start].tobytes() != array.header):
+                raise UserError(
+                    f"{place}: {key}.{name} is not the {array.dtype} array {list(array.shape)} that index.json says; "
+                    + CURE
+                )
+            at += span(found)
+        if at != end:
+            raise UserError(f"{place}: its members take {at - offset} bytes, but index.json says {size}; {CURE}")
+        self._checked[i] = 1
+
+
+class _Array:
+    """Where the values of a .npy member of known shape lie in it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str):
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.header = npy_header(self.shape, self.dtype)
+        self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.size = len(self.header) + self.bytes  # of the member's content
+        self.span, self.start = span(self.size), BLOCK + len(self.header)
+
+
+class _Maps:
+    """Memory maps of shards, the longest unused of which are closed before the process runs out of open files."""
+
+    def __init__(self, folder: Path, sizes: dict[str, int]):
+        self.sizes, self.paths = sizes, {file: folder / file for file in sizes}
+        self._open, self._lock = OrderedDict[str, np.ndarray](), threading.Lock()
+        self.most = max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+    def get(self, file: str) -> np.ndarray:
+        """The bytes of a shard; its length is looked at each time, as reading beyond the end kills a process."""
+        path = self.paths[file]
+        check_size(path, self.sizes[file])
+        with self._lock:
+            known = self._open.pop(file, None)
+            if known is None:
+                known = _map(path)
+            self._open[file] = known
+            while len(self._open) > self.most:
+                self._open.popitem(last=False)
+        return known
+
+
+def _map(path: Path) -> np.ndarray:
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)

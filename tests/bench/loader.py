@@ -1,0 +1,216 @@
+"""Samples per second of reading shards, beside memory-mapped arrays and webdataset's own pipeline.
+
+    python tests/bench/loader.py [--samples 2048] [--seconds 1.5] [--rounds 3] [--folder DIR] [--json FILE]
+
+128 x 440 EEG and 128-pixel images, batches of 64, shuffled, warm cache. All sides give float32 EEG [64, 128, 440] and
+uint8 images [64, 3, 128, 128]. Shards hold float16 and [H, W, 3]; the memory-mapped arrays of the comparison hold what
+a batch holds, float32 and [3, H, W], and once more float16, which takes half the space. Sides are timed in turns in one
+process, all of whose helpers were started before. Where other programs use the machine, the rates per second of CPU,
+those of helpers included, are the ones to compare.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+CHANNELS, TIMES, PIXELS, BATCH, WORKERS = 128, 440, 128, 64, 2
+
+
+def write(folder: str, n_samples: int) -> None:
+    """The same samples as shards with arrays, as shards with PNG, and as two arrays."""
+    import numpy as np
+    from PIL import Image
+
+    from eeg_gan.data.card import Card
+    from eeg_gan.data.shards import write_shards
+    from eeg_gan.data.trial import Sample
+
+    random = np.random.default_rng(0)
+    eegs = random.normal(size=(64, CHANNELS, TIMES)).astype(np.float16)
+    small = [Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(64)]
+    grain = random.integers(-6, 7, (PIXELS, PIXELS, 3))
+    images = [(np.asarray(s.resize((PIXELS, PIXELS))).astype(int) + grain).clip(0, 255).astype(np.uint8) for s in small]
+    card = Card("bench", 1000.0, tuple(f"E{i}" for i in range(CHANNELS)), "event-randomised", ("a", "b"), "CC0")
+
+    def samples() -> Iterator[Sample]:
+        for i in range(n_samples):
+            yield Sample(f"t{i:06d}", eegs[i % 64], images[i % 64], {"label": i % 2, "subject": "s"})
+
+    for name in ("npy", "png"):
+        write_shards(f"{folder}/{name}", {"train": samples()}, 256, card, {}, {}, "float16", name)
+    half = np.lib.format.open_memmap(f"{folder}/half.npy", "w+", np.float16, (n_samples, CHANNELS, TIMES))
+    eeg = np.lib.format.open_memmap(f"{folder}/eeg.npy", "w+", np.float32, (n_samples, CHANNELS, TIMES))
+    image = np.lib.format.open_memmap(f"{folder}/image.npy", "w+", np.uint8, (n_samples, 3, PIXELS, PIXELS))
+    for i in range(n_samples):
+        half[i], eeg[i], image[i] = eegs[i % 64], eegs[i % 64], images[i % 64].transpose(2, 0, 1)
+
+
+def local(index: str, workers: int) -> Iterator[tuple]:
+    from eeg_gan.data.loader import Reader, shuffled_at
+    from eeg_gan.data.shards import Shards
+
+    reader, position = Reader(Shards(index, ("train",), verify="size"), "train", 0, workers), 0
+    while True:
+        batch = reader.batch(shuffled_at(0, reader.n, position, BATCH))
+        position += BATCH
+        yield batch["eeg"], batch["image"]
+
+
+def streamed(index: str) -> Iterator[tuple]:
+    from eeg_gan.data.shards import Shards
+    from eeg_gan.data.stream import Stream, StreamConfig, listed
+
+    shards, config = Shards(index, ("train",), verify="size"), StreamConfig()
+    stream = Stream(listed(shards, "train", config), shards.form, BATCH, 0, config, workers=WORKERS)
+    for batch in stream.batches():
+        yield batch["eeg"], batch["image"]
+
+
+def whole_batches(folder: str, name: str = "eeg") -> Iterator[tuple]:
+    """A memory-mapped array, indexed by a whole batch."""
+    import numpy as np
+    import torch
+
+    eeg, image = (np.load(f"{folder}/{file}.npy", mmap_mode="r") for file in (name, "image"))
+    random = np.random.default_rng(0)
+    while True:
+        order = random.permutation(len(eeg))
+        for start in range(0, len(order) - BATCH + 1, BATCH):
+            wanted = order[start : start + BATCH]
+            yield torch.from_numpy(eeg[wanted]).float(), torch.from_numpy(image[wanted])
+
+
+class Mapped:
+    """The data set that a DataLoader reads sample by sample."""
+
+    def __init__(self, folder: str):
+        import numpy as np
+
+        self.eeg, self.image = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("eeg", "image"))
+
+    def __len__(self) -> int:
+        return len(self.eeg)
+
+    def __getitem__(self, i: int) -> tuple:
+        import numpy as np
+        import torch
+
+        return torch.from_numpy(np.array(self.eeg[i])), torch.from_numpy(np.array(self.image[i]))
+
+
+def single_samples(folder: str) -> Iterator[tuple]:
+    """A memory-mapped array, read sample by sample by a DataLoader."""
+    from torch.utils.data import DataLoader
+
+    while True:
+        yield from DataLoader(Mapped(folder), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+
+
+def webdataset_pipeline(folder: str) -> Iterator[tuple]:
+    """webdataset as its documentation has it."""
+    import glob
+
+    import webdataset as wds
+
+    urls = sorted(glob.glob(f"{folder}/png/train/*.tar"))
+    dataset = wds.WebDataset(urls, shardshuffle=100, seed=0).shuffle(1000).decode("torchrgb8")
+    dataset = dataset.to_tuple("eeg.npy", "png").map_tuple(_floats, None).batched(BATCH, partial=False)
+    while True:
+        yield from wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS)
+
+
+def _floats(eeg):
+    import numpy as np
+
+    return eeg.astype(np.float32)
+
+
+SIDES: dict[str, Callable[[str], Iterator[tuple]]] = {
+    "local npy": lambda folder: local(f"{folder}/npy/index.json", WORKERS),
+    "memory map, whole batches": whole_batches,
+    "the same of float16": lambda folder: whole_batches(folder, "half"),
+    "memory map, DataLoader": single_samples,
+    "local png": lambda folder: local(f"{folder}/png/index.json", WORKERS),
+    "stream png": lambda folder: streamed(f"{folder}/png/index.json"),
+    "webdataset png": webdataset_pipeline,
+}
+
+
+def cpu_seconds() -> float:
+    """Of this process and its helpers."""
+    import psutil
+
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+def measured(batches: Iterator[tuple], seconds: float) -> tuple[float, float]:
+    """Samples per second and per second of CPU, over whole batches."""
+    for _ in range(6):  # what helpers had waiting
+        next(batches)
+    count, start, cpu = 0, time.perf_counter(), cpu_seconds()
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        count += BATCH
+    return count / (time.perf_counter() - start), count / (cpu_seconds() - cpu)
+
+
+def warm(batches: Iterator[tuple], n_batches: int) -> Iterator[tuple]:
+    """The side after so many batches: helpers run, pages are in the cache, and what it gives is checked."""
+    for _ in range(n_batches):
+        eeg, image = next(batches)
+    assert tuple(eeg.shape) == (BATCH, CHANNELS, TIMES) and tuple(image.shape) == (BATCH, 3, PIXELS, PIXELS)
+    assert str(eeg.dtype) == "torch.float32" and eeg.is_contiguous() and image.is_contiguous()
+    return batches
+
+
+def ratios(found: dict[str, float]) -> dict[str, float]:
+    better = max(found["memory map, whole batches"], found["memory map, DataLoader"])
+    return {
+        "local npy / better memory map (at least 0.8)": found["local npy"] / better,
+        "local npy / float16 memory map": found["local npy"] / found["the same of float16"],
+        "local png / webdataset (at least 2)": found["local png"] / found["webdataset png"],
+        "stream png / webdataset (at least 1)": found["stream png"] / found["webdataset png"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where data are written, and deleted again")
+    parser.add_argument("--json", help="file for the figures")
+    options = parser.parse_args()
+    folder = os.path.join(options.folder, f"bench-loader-{os.getpid()}")
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
+    try:
+        write(folder, options.samples)
+        epoch = options.samples // BATCH
+        sides = {name: warm(side(folder), 8 if "png" in name else epoch) for name, side in SIDES.items()}
+        for _ in range(options.rounds):
+            for name, batches in sides.items():
+                rounds[name].append(measured(batches, options.seconds))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    wall, core = ({name: statistics.median(r[k] for r in rows) for name, rows in rounds.items()} for k in (0, 1))
+    for name in SIDES:
+        print(f"{name:28} {wall[name]:8.0f} samples/s {core[name]:8.0f} per CPU-s")
+    by_wall, by_core = ratios(wall), ratios(core)
+    for name in by_wall:
+        print(f"{name:46} {by_wall[name]:.2f} by the clock, {by_core[name]:.2f} by CPU")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"wall": wall, "core": core, "ratios": by_wall, "ratios_core": by_core}, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
+    main()
