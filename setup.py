@@ -114,7 +114,7 @@ class BuildOperators(build_ext):
             say(f"none are built, plain PyTorch serves: {missing}")
             facts |= {"why": missing.why, "cure": missing.cure}
         else:
-            facts |= build(cxx, folder, target, sanitize)
+            facts |= build(cxx, folder, target, sanitize, quiet=not self.verbose)
         target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -126,7 +126,7 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2] if built else "any"
 
 
-def build(cxx: list[str], folder: Path, target: Path, sanitize: bool) -> dict:
+def build(cxx: list[str], folder: Path, target: Path, sanitize: bool, quiet: bool) -> dict:
     """Runs ninja; what was built, by what."""
     torch = importlib.metadata.version("torch")
     if tuple(int(n) for n in torch.split(".")[:2]) < TARGET:
@@ -146,7 +146,9 @@ def build(cxx: list[str], folder: Path, target: Path, sanitize: bool) -> dict:
         cuda = None
         facts |= {"why": missing.why, "cure": missing.cure}
         say(f"{said}; no CUDA kernels: {missing}")
-    run_ninja(cxx, cuda, folder, sanitize)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(ninja_file(cxx, cuda, folder, sanitize))
+    run_ninja(folder, quiet, cuda is not None)
     if folder / "_C.so" != target:
         partial = target.with_suffix(".partial")  # renamed: a process that runs from the old file keeps it
         shutil.copy2(folder / "_C.so", partial)
@@ -154,10 +156,8 @@ def build(cxx: list[str], folder: Path, target: Path, sanitize: bool) -> dict:
     return facts
 
 
-def run_ninja(cxx: list[str], cuda: Cuda | None, folder: Path, sanitize: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(ninja_file(cxx, cuda, folder, sanitize))
-    if subprocess.run([*ninja(), "-C", str(folder), *jobs()]).returncode:
+def run_ninja(folder: Path, quiet: bool, cuda: bool) -> None:
+    if subprocess.run([*ninja(), "-C", str(folder), *jobs(), *(["--quiet"] if quiet else [])]).returncode:
         ways = ["another compiler by CXX=...", "no kernels and plain PyTorch by EEG_GAN_BUILD=0"]
         ways[:0] = ["CPU kernels alone by EEG_GAN_CUDA=0", "another toolkit by CUDA_HOME=..."] if cuda else []
         sys.exit(f"eeg-gan's kernels could not be compiled; the message is above.\nWays round it: {'; '.join(ways)}.")
