@@ -50,14 +50,13 @@ WITHOUT_TORCH = (
 )
 # Every message ends the program; torch's own types are not known well enough for the check of virtual tables.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-AGAIN = "then install eeg-gan again"
 
 
 class Missing(Exception):
-    """Why kernels cannot be built here, and the cure."""
+    """Why kernels cannot be built here, and the cure, after which eeg-gan is installed again."""
 
     def __init__(self, why: str, cure: str):
-        super().__init__(f"{why} (cure: {cure})")
+        super().__init__(f"{why} (cure: {cure}, then install eeg-gan again)")
         self.why, self.cure = why, cure
 
 
@@ -130,7 +129,7 @@ def build(cxx: list[str], folder: Path, target: Path, sanitize: bool, quiet: boo
     """Runs ninja; what was built, by what."""
     torch = importlib.metadata.version("torch")
     if tuple(int(n) for n in torch.split(".")[:2]) < TARGET:
-        sys.exit(f"torch {torch} is too old for eeg-gan's kernels: pip install -U torch torchvision, {AGAIN}")
+        sys.exit(f"torch {torch} is too old for eeg-gan's kernels: pip install -U torch torchvision")
     version = ask([*cxx, "-dumpfullversion", "-dumpversion"]).strip()
     facts = {"cpu": True, "torch": torch, "cxx": shlex.join(cxx), "cxx_version": version}
     said = f"CPU kernels by {facts['cxx']} {version}"
@@ -201,13 +200,13 @@ def ninja() -> list[str]:
         return [sys.executable, "-m", "ninja"]
     if found := shutil.which("ninja"):
         return [found]
-    sys.exit(f"the kernels are built by ninja, which is missing: pip install ninja, {AGAIN}")
+    sys.exit("the kernels are built by ninja, which is missing: pip install ninja")
 
 
 def compiler() -> list[str]:
     """The words of CXX (which may begin with ccache), or g++, or c++."""
     if switch("EEG_GAN_BUILD") == "0":
-        raise Missing("EEG_GAN_BUILD=0 when it was installed", f"unset EEG_GAN_BUILD, {AGAIN}")
+        raise Missing("EEG_GAN_BUILD=0 when it was installed", "unset EEG_GAN_BUILD")
     wanted = shlex.split(os.environ.get("CXX", ""))
     if wanted:
         if shutil.which(wanted[0]) is None:
@@ -215,21 +214,21 @@ def compiler() -> list[str]:
         return wanted
     found = shutil.which("g++") or shutil.which("c++")
     if found is None:
-        raise Missing("there was no C++ compiler", f"sudo apt install g++ (or conda install gxx), {AGAIN}")
+        raise Missing("there was no C++ compiler", "sudo apt install g++ (or conda install gxx)")
     return [found]
 
 
 def find_cuda() -> Cuda:
     if switch("EEG_GAN_CUDA") == "0":
-        raise Missing("EEG_GAN_CUDA=0 when it was installed", f"unset EEG_GAN_CUDA, {AGAIN}")
+        raise Missing("EEG_GAN_CUDA=0 when it was installed", "unset EEG_GAN_CUDA")
     nvcc = find_nvcc()
     release = re.search(r"release (\d+\.\d+)", ask([nvcc, "--version"]))
     if release is None:
-        raise Missing(f"{nvcc} --version does not answer", f"repair it or set CUDA_HOME, {AGAIN}")
+        raise Missing(f"{nvcc} --version does not answer", "repair it or set CUDA_HOME")
     include, libraries = folders(nvcc)
     for places, names in (include, ["cuda_runtime.h"]), (libraries, ["libcudart_static.a", "libcudart.so"]):
         if not any((place / name).exists() for place in places for name in names):
-            cure = f"set CUDA_HOME to a whole toolkit (from pip: nvidia-cuda-nvcc and nvidia-cuda-runtime), {AGAIN}"
+            cure = "set CUDA_HOME to a whole toolkit (from pip: nvidia-cuda-nvcc and nvidia-cuda-runtime)"
             raise Missing(f"{nvcc} comes without {names[0]}", cure)
     # Linked in, the runtime library needs no libcudart.so anywhere, and does not meet the one of torch: streams and
     # memory belong to the driver and are the same for both. So code built by CUDA 13 runs in a torch made for CUDA 12,
@@ -245,14 +244,14 @@ def find_nvcc() -> str:
         if home := os.environ.get(name):
             if found := shutil.which(os.path.join(home, "bin", "nvcc")):
                 return found
-            raise Missing(f"{name}={home} holds no bin/nvcc", f"set {name} to the toolkit's folder, {AGAIN}")
+            raise Missing(f"{name}={home} holds no bin/nvcc", f"set {name} to the toolkit's folder")
     if found := shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc"):
         return found
     package = importlib.util.find_spec("nvidia")  # pip install nvidia-cuda-nvcc
     for folder in package.submodule_search_locations if package else []:
         for path in sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True):
             return str(path)
-    raise Missing("there was no nvcc", f"set CUDA_HOME to the CUDA toolkit's folder, {AGAIN}")
+    raise Missing("there was no nvcc", "set CUDA_HOME to the CUDA toolkit's folder")
 
 
 def folders(nvcc: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -275,7 +274,7 @@ def architectures(wanted: str, known: list[str]) -> list[str]:
     if not wanted.strip():
         names = [name for name in ARCHITECTURES.removesuffix("+PTX").split() if not known or name in known]
         if not names:
-            raise Missing(f"nvcc knows none of {ARCHITECTURES}", f"set TORCH_CUDA_ARCH_LIST, {AGAIN}")
+            raise Missing(f"nvcc knows none of {ARCHITECTURES}", "set TORCH_CUDA_ARCH_LIST")
         return [*names[:-1], f"{names[-1]}+PTX"]
     names = []
     for word in re.split(r"[;,\s]+", wanted.strip("; ")):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from eeg_gan.ops import library
+
 ROOT = Path(__file__).parents[2]
 KNOWN = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 SETTINGS = (
@@ -171,7 +173,7 @@ def test_half_a_toolkit_leaves_the_cuda_kernels_out_and_says_why(build, toolkit,
     toolkit(*files, version=version)
     with pytest.raises(build.Missing, match=why) as caught:
         build.find_cuda()
-    assert "install eeg-gan again" in caught.value.cure
+    assert "install eeg-gan again" in str(caught.value)
 
 
 def test_cuda_home_is_believed(build, monkeypatch, tmp_path):
@@ -284,6 +286,10 @@ def test_cuda_kernels_need_no_gpu_and_the_library_no_cuda(project):
     assert operators(library, "first").startswith("eeg_gan_try::first(")
     symbols = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout
     assert not re.search(r" _*cuda\w+| _?Py\w+", symbols), "a symbol of CUDA's runtime or of Python's"
+
+
+def test_the_digest_of_the_sources_is_the_one_that_the_doctor_compares(build):
+    assert build.digest() == library.digest(ROOT / "csrc")
 
 
 def test_no_kernel_file_includes_a_torch_header():
