@@ -9,7 +9,6 @@ export EEG_GAN_SANITIZE=1
 "$python" setup.py -q build_ext
 export EEG_GAN_LIBRARY=$PWD/build/sanitized/_C.so
 export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=print_stacktrace=1
-export PYTHONMALLOC=malloc  # each of Python's objects gets bounds of its own too
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 preload="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so.6)"
 [ $# -gt 0 ] || set -- tests/unit/test_ops*.py tests/cusim
