@@ -6,22 +6,51 @@ PY     := $(VENV)/bin/python
 TORCH  := 2.13.0
 VISION := 0.28.0
 READY  := $(VENV)/.ready
+LIBRARY := eeg_gan/_C.json
+TORCHES ?= 2.11.0 2.14.1
 
-.PHONY: demo test lint ci clean check-machine install
+.PHONY: demo test lint ci test-heavy test-asan test-wheel test-big clean check-machine install
+
+# What a part took, and its exit code.
+timed = start=$$SECONDS; $(2); code=$$?; echo "$(1) took $$((SECONDS - start)) s"; exit $$code
+SETTINGS = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1
 
 demo: install
 	$(PY) -m eeg_gan demo $(DEMO)
 
 test: install lint
-	@start=$$SECONDS; OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1 $(PY) -m pytest $(TESTS); code=$$?; \
-	echo "make test took $$((SECONDS - start)) s"; exit $$code
+	@$(call timed,make test,$(SETTINGS) $(PY) -m pytest $(TESTS))
 
 lint: install
 	$(PY) -m ruff check .
 
-ci: test
+# All of it, for continuous integration: about an hour on two cores.
+ci:
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-heavy
+	@$(MAKE) --no-print-directory test-asan
+	@$(MAKE) --no-print-directory test-wheel TORCHES=2.11.0
 
-install: $(READY)
+test-heavy: install
+	@$(call timed,make test-heavy,$(SETTINGS) $(PY) -m pytest -m heavy --timeout=1800 $(TESTS))
+
+# The CPU kernels and the simulated CUDA kernels under AddressSanitizer and UBSan, over the shapes of their tests.
+test-asan: install
+	@$(call timed,make test-asan,PYTHON=$(PY) tests/asan.sh)
+
+# The wheel in environments with other versions of torch, 5.5 GB each while it runs: TORCHES="2.11.0 2.14.1".
+test-wheel: install
+	@$(call timed,make test-wheel,PYTHON=$(PY) tests/wheel/run.sh $(TORCHES))
+
+# Tensors of more than 2^31 elements: 20 GB of memory.
+test-big: install
+	@$(call timed,make test-big,$(SETTINGS) $(PY) -m pytest -m big --timeout=3600 $(TESTS))
+
+install: $(LIBRARY)
+
+# pip hides what the build says; this says it, and compiles what has changed since.
+$(LIBRARY): $(READY) $(wildcard csrc/*) setup.py
+	@$(PY) setup.py -q build_ext --inplace
 
 # pip is asked twice: a configured local index may offer the CPU build under its local version; if not, pip's own choice.
 $(READY): pyproject.toml setup.py Makefile
@@ -44,7 +73,6 @@ check-machine:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "eeg-gan needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Debian 12 has it: sudo apt install python3 python3-venv, or make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing: sudo apt install python3-venv"; exit 2; }
-	@command -v g++ >/dev/null || { echo "g++ is missing: sudo apt install g++"; exit 2; }
 
 clean:
-	rm -rf build *.egg-info runs .pytest_cache .ruff_cache
+	rm -rf build eeg_gan/_C.so eeg_gan/_C.json *.egg-info runs .pytest_cache .ruff_cache

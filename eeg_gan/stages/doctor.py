@@ -50,7 +50,8 @@ def examine(config: Config) -> Iterator[Finding]:
         _torch,
         _gpu,
         _torchvision,
-        _operators,
+        _operators_cpu,
+        _operators_cuda,
         _compiler,
         _nvcc,
         _open_clip,
@@ -112,15 +113,34 @@ def _torchvision() -> Finding:
     )
 
 
-def _operators() -> Finding:
-    if library.available():
-        return Finding("operators", "ok", "compiled")
-    return Finding("operators", "note", f"plain PyTorch serves: {library.why_not()}")
+def _operators_cpu() -> Finding:
+    what = "operators, CPU"
+    if not library.available():
+        return Finding(what, "note", f"plain PyTorch serves: {library.why_not()}", library.cure())
+    if library.stale():
+        return Finding(what, "missing", "compiled from other sources than those in csrc", library.install())
+    return Finding(
+        what, "ok", f"compiled by {library.facts().get('cxx', '?')} {library.facts().get('cxx_version', '')}"
+    )
+
+
+def _operators_cuda() -> Finding:
+    """Without a GPU it is enough that kernels were built; that they cannot run is no fault."""
+    import torch
+
+    what, built, reason = "operators, CUDA", library.facts().get("cuda"), library.why_not("cuda")
+    names = " ".join(library.facts().get("architectures", []))
+    if library.available() and built and not torch.cuda.is_available():
+        return Finding(what, "note", f"compiled by nvcc {built} for {names}, and no GPU here to run them")
+    if reason:
+        state = "missing" if torch.cuda.is_available() else "note"
+        return Finding(what, state, f"plain PyTorch serves: {reason}", library.cure("cuda"))
+    return Finding(what, "ok", f"compiled by nvcc {built} for {names}")
 
 
 def _compiler() -> Finding:
     path = shutil.which("g++") or shutil.which("c++")
-    return Finding("g++", "ok" if path else "note", path or "none", "" if path else "apt install g++")
+    return Finding("g++", "ok" if path else "note", path or "none", "" if path else "sudo apt install g++")
 
 
 def _nvcc() -> Finding:

@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
+from eeg_gan.ops import library
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
@@ -78,7 +79,9 @@ class Runtime:
             self.log.text("confounded", "made from a confounded split: scores may come from drift or repeated stimuli")
 
     def start_log(self, images: int = 0) -> None:
-        """TensorBoard from `images` on, with the resolved config as text."""
+        """TensorBoard from `images` on, with the resolved config as text; and a line where plain PyTorch serves."""
+        if self.main and (reason := library.why_not(self.device.type)):
+            log.info("plain PyTorch serves for the operators: %s (`eeg-gan doctor` has the cure)", reason)
         self.log = Log(self.run_dir, self.main, images)
         self.log.text("config", f"```yaml\n{yaml.safe_dump(to_dict(self.config), sort_keys=False)}\n```")
 

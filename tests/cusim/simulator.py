@@ -1,6 +1,7 @@
 """Compiles a kernel file of csrc/ as C++ against cusim.h, where every CUDA thread of a block is a fiber, and loads it.
 
 The same source goes through nvcc for a GPU. What the simulator cannot show: timing, and races between blocks.
+EEG_GAN_SANITIZE=1 compiles for AddressSanitizer; the process then needs the preloading of tests/asan.sh.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDERS = (0, 1, 2)  # threads run forward, backward, shuffled: a result that depends on it is a race
+SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
 
 
 def why_not() -> str:
@@ -29,22 +31,28 @@ def cuda_include() -> Path:
 
 
 @functools.cache
-def load(name: str, *flags: str) -> ctypes.CDLL:
-    """The launchers of csrc/NAME.cu, which run on the CPU; compiled once per content."""
-    source = ROOT / "csrc" / f"{name}.cu"
-    parts = [source, *sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc").glob("*.cuh")), Path(__file__)]
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in [*parts, Path(__file__).with_name("cusim.h")]))
-    digest.update(" ".join(flags).encode())
+def load(name: str, *flags: str, folder: Path = ROOT / "csrc") -> ctypes.CDLL:
+    """The launchers of csrc/NAME.cu, which run on the CPU."""
+    if os.environ.get("EEG_GAN_SANITIZE") == "1":
+        flags += SANITIZERS
+    return ctypes.CDLL(str(compiled(folder / f"{name}.cu", *flags)))
+
+
+def compiled(source: Path, *flags: str) -> Path:
+    """The shared library of one file, made once per content."""
+    headers = [*sorted((ROOT / "csrc").glob("*.h")), *sorted((ROOT / "csrc").glob("*.cuh"))]
+    parts = [source, *headers, Path(__file__), Path(__file__).with_name("cusim.h")]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts) + " ".join(flags).encode())
     folder = Path(tempfile.gettempdir()) / f"eeg-gan-cusim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    library = folder / f"{name}-{digest.hexdigest()[:16]}.so"
+    library = folder / f"{source.stem}-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         partial = library.with_suffix(f".{os.getpid()}")
         command = ["g++", "-x", "c++", "-O2", "-g", "-std=c++17", "-fPIC", "-shared", "-w", "-DEEG_GAN_SIMULATED"]
-        command += [*flags, f"-I{Path(__file__).parent}", f"-I{cuda_include()}", str(source), "-o", str(partial)]
-        subprocess.run(command, check=True)
+        command += [*flags, f"-I{Path(__file__).parent}", f"-I{ROOT / 'csrc'}", f"-I{cuda_include()}"]
+        subprocess.run([*command, str(source), "-o", str(partial)], check=True)
         os.replace(partial, library)
-    return ctypes.CDLL(str(library))
+    return library
 
 
 def run(function, *arguments, order: int = 0) -> None:

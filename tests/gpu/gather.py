@@ -1,0 +1,59 @@
+"""Gathers what tests/gpu/run_all.sh has left in a folder into one JSON file: gather.py FOLDER OUT."""
+
+import json
+import platform
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def gather(work: Path) -> dict:
+    parts = {}
+    for name in ("build", "tests", "bench"):
+        code, seconds = (work / f"{name}.end").read_text().split()
+        parts[name] = {"code": int(code), "seconds": int(seconds)}
+        if code != "0":
+            parts[name]["said"] = (work / f"{name}.log").read_text()[-3000:]
+    tests = work / "tests.jsonl"
+    rows = [json.loads(line) for line in tests.read_text().splitlines()] if tests.exists() else []
+    bench = work / "bench.json"
+    return {
+        "machine": machine(),
+        "library": read(ROOT / "eeg_gan/_C.json"),
+        "parts": parts,
+        "counts": dict(Counter(row["outcome"] for row in rows)),
+        "tests": rows,
+        "bench": read(bench),
+    }
+
+
+def machine() -> dict:
+    there = torch.cuda.is_available()
+    return {
+        "gpu": torch.cuda.get_device_name() if there else None,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())) if there else None,
+        "driver": getattr(torch._C, "_cuda_getDriverVersion", lambda: None)() if there else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    found = gather(Path(sys.argv[1]))
+    folder = Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{re.sub('[^a-z0-9]+', '-', (found['machine']['gpu'] or 'no-gpu').lower())}.json"
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{found['counts']}, {found['parts']}\nwritten: {file}")
