@@ -6,6 +6,7 @@ length of its json says where the EEG starts, and the EEG, which has one length 
 
 import mmap
 import resource
+import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -43,19 +44,19 @@ class Mapped:
         self._checked = bytearray(len(places))
         self._eeg = _Array(form.eeg_shape, form.dtype)
         self._image = None if form.image_shape is None else _Array(form.image_shape, "uint8")
-        self._maps = _Maps(folder, sizes)
+        self._maps, self._buffers = _Maps(folder, sizes), _Buffers()
         self.room, self.cache, self._lock = cache_bytes, dict[int, np.ndarray](), threading.Lock()
 
     def batch(self, indices: np.ndarray, pool: ThreadPoolExecutor | None = None) -> tuple[Tensor, Tensor | None]:
         """EEG float32 [b, C, T] and images uint8 [b, 3, H, W], or None where there are no images."""
-        eeg = np.empty((len(indices), self._eeg.bytes), np.uint8)
+        eeg = self._buffers.get((len(indices), self._eeg.bytes), np.uint8)
         image = None
         if self._image is not None:
             height, width, channels = self._image.shape
-            image = np.empty((len(indices), channels, height, width), np.uint8)
+            image = self._buffers.get((len(indices), channels, height, width), np.uint8)
         maps = {file: self._maps.get(file) for file in {self.places[i][0] for i in indices}}
         rows = list(enumerate(indices.tolist()))
-        if pool is None:
+        if pool is None or image is None or self.is_array:  # threads only get into each other's way where they copy
             self._fill(rows, maps, eeg, image)
         else:
             parts = [rows[n :: pool._max_workers] for n in range(pool._max_workers)]
@@ -98,8 +99,7 @@ class Mapped:
         stored = torch.from_numpy(raw.view(self._eeg.dtype).reshape(len(raw), *self._eeg.shape))
         if stored.dtype == torch.float32:
             return stored
-        whole = torch.from_numpy(np.empty(stored.shape, np.float32))  # numpy reuses memory where torch asks for new
-        return whole.copy_(stored)
+        return torch.from_numpy(self._buffers.get(tuple(stored.shape), np.float32)).copy_(stored)
 
     def _check(self, i: int, raw: np.ndarray) -> None:
         """Compares the headers of a sample with what they must be."""
@@ -129,6 +129,24 @@ class _Array:
         self.bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.size = len(self.header) + self.bytes  # of the member's content
         self.span, self.start = span(self.size), BLOCK + len(self.header)
+
+
+class _Buffers:
+    """Arrays that are used again once nobody else holds them: fresh memory costs more than what is copied into it."""
+
+    def __init__(self, most: int = 12):
+        self._kept, self._most, self._lock = [np.empty(0)], most, threading.Lock()
+        for array in self._kept:
+            self._alone = sys.getrefcount(array)  # as below, with nobody else
+
+    def get(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        with self._lock:
+            for array in self._kept:
+                if array.shape == shape and array.dtype == dtype and sys.getrefcount(array) == self._alone:
+                    return array
+            fresh = np.empty(shape, dtype)
+            self._kept = [*self._kept[1 - self._most :], fresh]
+            return fresh
 
 
 class _Maps:

@@ -132,7 +132,7 @@ def _floats(eeg):
 
 
 SIDES: dict[str, Callable[[str], Iterator[tuple]]] = {
-    "local npy": lambda folder: local(f"{folder}/npy/index.json", WORKERS),
+    "local npy": lambda folder: local(f"{folder}/npy/index.json", 0),
     "memory map, whole batches": whole_batches,
     "the same of float16": lambda folder: whole_batches(folder, "half"),
     "memory map, DataLoader": single_samples,
@@ -153,6 +153,7 @@ def cpu_seconds() -> float:
 
 def measured(batches: Iterator[tuple], seconds: float) -> tuple[float, float]:
     """Samples per second and per second of CPU, over whole batches."""
+    settle()
     for _ in range(6):  # what helpers had waiting
         next(batches)
     count, start, cpu = 0, time.perf_counter(), cpu_seconds()
@@ -160,6 +161,14 @@ def measured(batches: Iterator[tuple], seconds: float) -> tuple[float, float]:
         next(batches)
         count += BATCH
     return count / (time.perf_counter() - start), count / (cpu_seconds() - cpu)
+
+
+def settle() -> None:
+    """Waits until the helpers of the side before have filled their queues."""
+    before, now = -1.0, cpu_seconds()
+    while now - before > 0.02:
+        time.sleep(0.4)
+        before, now = now, cpu_seconds()
 
 
 def warm(batches: Iterator[tuple], n_batches: int) -> Iterator[tuple]:
