@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(data, tmp_path, who
 def test_a_killed_run_keeps_what_was_whole_and_makes_damaged_parts_anew(data, tmp_path, whole):
     command = [sys.executable, "-c", SLOW, *words(data, tmp_path, ALLOWED, "workers=2")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    journal, end = tmp_path / ".partial-shards" / "journal.jsonl", time.monotonic() + 60
+    journal, end = tmp_path / ".partial-shards" / "journal.jsonl", time.monotonic() + 150
     while not (journal.exists() and journal.read_text().count("train-") >= 3):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)
@@ -139,7 +139,7 @@ if __name__ == "__main__":
 
 def test_sigterm_leaves_with_75(data, tmp_path, whole):
     process = subprocess.Popen([sys.executable, "-c", SLOW, *words(data, tmp_path, ALLOWED)], stderr=subprocess.PIPE)
-    journal, end = tmp_path / ".partial-shards" / "journal.jsonl", time.monotonic() + 60
+    journal, end = tmp_path / ".partial-shards" / "journal.jsonl", time.monotonic() + 150
     while not (journal.exists() and "train-" in journal.read_text()):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)

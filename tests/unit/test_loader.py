@@ -96,6 +96,26 @@ def test_batches_of_the_cache_cannot_be_spoilt(shards):
     assert (reader.batch([2])["eeg"] == 2).all()
 
 
+@pytest.mark.parametrize("image_format", ["png", "npy"])
+def test_batches_that_are_held_stay_as_they_are(tmp_path, image_format):
+    write_shards(tmp_path, {"train": samples("train", 10)}, 3, CARD, {}, {"by": "s"}, "float16", image_format)
+    reader = Reader(Shards(tmp_path / "index.json", ("train",)), "train", workers=2)
+    held = [reader.batch([i, 9 - i]) for i in range(10)]
+    views = [reader.batch([i])["eeg"].numpy()[0, 1:] for i in range(10)]
+    for i, batch in enumerate(held):
+        assert batch["eeg"][:, 1, 3].tolist() == [i, 9 - i] == batch["image"][:, 2, 3, 1].tolist()
+        assert (views[i] == i).all()
+
+
+def test_order_and_batches_do_not_depend_on_workers_and_go_on_in_the_middle_of_an_epoch(shards):
+    def batches(workers, start):
+        reader = Reader(shards, "train", workers=workers)
+        return [reader.batch(shuffled_at(7, reader.n, p, 3))["index"].tolist() for p in range(start, 30, 3)]
+
+    assert batches(0, 0) == batches(1, 0) == batches(4, 0)
+    assert batches(2, 12) == batches(0, 0)[4:]
+
+
 def test_in_order_and_all(shards):
     reader = Reader(shards, "val", workers=2)
     assert [batch["index"].tolist() for batch in reader.in_order(2)] == [[0, 1], [2, 3], [4]]

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -77,6 +80,95 @@ def test_webdataset_reads_the_same(index):
         assert raw["json"]["label"] == i % 2
 
 
+@pytest.mark.parametrize(("image_format", "member"), [("npy", "img.npy"), ("png", "png"), ("jpg", "jpg")])
+def test_nothing_but_webdataset_is_needed_for_any_image_format(tmp_path, image_format, member):
+    splits = {"train": [sample("train", i) for i in range(5)]}
+    write_shards(tmp_path, splits, 2, CARD, {}, {"by": "s"}, "float16", image_format)
+    script = """
+import glob, sys, webdataset
+for raw in webdataset.WebDataset(sorted(glob.glob(sys.argv[1])), shardshuffle=False).decode("rgb8"):
+    print(raw["__key__"], raw["json"]["label"], raw["eeg.npy"].dtype, raw["eeg.npy"].shape, raw[sys.argv[2]].shape,
+          raw[sys.argv[2]].dtype, raw[sys.argv[2]].sum(), sep=";")
+"""
+    command = [sys.executable, "-I", "-c", script, f"{tmp_path}/train/*.tar", member]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.splitlines()
+    assert len(lines) == 5
+    for i, line in enumerate(lines):
+        *about, total = line.split(";")
+        assert about == [f"train-{i}", str(i % 2), "float16", "(2, 8)", "(4, 4, 3)", "uint8"]
+        assert image_format == "jpg" or int(total) == sample("train", i).image.sum()
+
+
+@pytest.mark.parametrize("image_format", ["npy", "png", "jpg"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_batches_through_memory_maps_are_what_single_reads_give(tmp_path, image_format, dtype):
+    splits = {"train": [sample("train", i) for i in range(5)]}
+    write_shards(tmp_path, splits, 2, CARD, {}, {"by": "s"}, dtype, image_format)
+    shards = Shards(tmp_path / "index.json", ("train",))
+    eeg, image = shards.mapped("train").batch(np.array([4, 0, 3, 0]))
+    for row, i in enumerate([4, 0, 3, 0]):
+        one = shards.read("train", i)
+        np.testing.assert_array_equal(eeg[row], one.eeg)
+        np.testing.assert_array_equal(image[row].permute(1, 2, 0), one.image)
+
+
+def test_an_index_of_version_1_is_read(index):
+    old = json.loads(index.read_text())
+    old["version"] = 1
+    del old["shape"]["image_format"]
+    for shards in old["splits"].values():
+        for shard in shards:
+            for entry in shard["samples"]:
+                del entry["crc32"]
+    index.write_text(json.dumps(old))
+    shards = Shards(index)
+    np.testing.assert_array_equal(shards.read("train", 3).image, sample("train", 3).image)
+    np.testing.assert_array_equal(shards.mapped("train").batch(np.array([3]))[0][0], sample("train", 3).eeg)
+
+
+@pytest.mark.parametrize("image_format", ["npy", "png"])
+@pytest.mark.parametrize("where", ["json", "eeg", "image", "exchanged", "truncated", "missing"])
+def test_local_reading_names_file_sample_and_what_was_expected(tmp_path, image_format, where):
+    write_shards(
+        tmp_path,
+        {"train": [sample("train", i) for i in range(6)]},
+        3,
+        CARD,
+        {},
+        {"by": "s"},
+        "float32",
+        image_format,
+    )
+    shards = Shards(tmp_path / "index.json", ("train",), verify="size")
+    entry = shards.index["splits"]["train"][1]["samples"][1]
+    path = tmp_path / "train" / "train-000001.tar"
+    raw, start = bytearray(path.read_bytes()), entry["offset"]
+    spans = [int(raw[at + 124 : at + 135], 8) for at in [start]]
+    eeg = start + 512 + -(-spans[0] // 512) * 512
+    said = {
+        "json": "train-000001.tar, sample train-4 at byte .*expected the header of train-4.json, found damaged bytes",
+        "eeg": "sample train-4 at byte .*train-4.eeg.npy",
+        "image": "sample train-4 at byte .*expected the header of train-4",
+        "exchanged": "sample train-4 at byte .*expected train-4.json, found train-1.json: the file belongs to another",
+        "truncated": "train-000001.tar.* bytes",
+        "missing": "train-000001.tar: this shard is missing",
+    }[where]
+    if where == "exchanged":
+        path.write_bytes((tmp_path / "train" / "train-000000.tar").read_bytes())
+    elif where == "truncated":
+        os.truncate(path, start + 100)
+    elif where == "missing":
+        path.unlink()
+    else:
+        at = {"json": start + 5, "eeg": eeg + 512 + 20, "image": eeg + 1024 + 10}[where]
+        raw[at] ^= 3
+        path.write_bytes(raw)
+    with pytest.raises(UserError, match=said):
+        shards.mapped("train").batch(np.array([4]))
+    with pytest.raises(UserError, match="sample train-4|train-000001.tar"):
+        shards.read("train", 4)
+
+
 def test_reading_in_threads(index):
     shards = Shards(index)
     with ThreadPoolExecutor(4) as pool:
@@ -109,7 +201,9 @@ def test_truncated_missing_and_changed_shards(index):
     with pytest.raises(UserError, match=f"000001.tar has {len(good) - 100} bytes.*says {len(good)}.*prepare again"):
         Shards(index)
     shard.write_bytes(good[:700] + bytes([good[700] ^ 1]) + good[701:])
-    with pytest.raises(UserError, match="train-000001.tar: SHA-256 is"):
+    with pytest.raises(
+        UserError, match="train-000001.tar: SHA-256 is .* sample train-2 at byte 0: damaged"
+    ):
         Shards(index)
     assert Shards(index, verify="size").n("train") == 5
     shard.unlink()
