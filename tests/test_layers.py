@@ -14,6 +14,8 @@ HELPERS = {
     "loading",
     "figures",
     "demo_models",
+    "gan_presets",
+    "gan_steps",
     "report_charts",
     "report_pictures",
     "report_runs",

@@ -82,7 +82,7 @@ def test_spread_reaches_over_everything():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["batch=12", "discriminator.mbstd_group=5"], "must divide"),
+        (["batch=12", "discriminator.mbstd_group=5"], "whole groups"),
         (["checkpoint_every=0"], "checkpoint_every and snapshot_every"),
         (["seed=-1"], "seed is 0 or more"),
         (["g_optim.schedule=cosine"], "unknown key g_optim.schedule"),

@@ -36,6 +36,7 @@ class DiscriminatorConfig:
     map_lr: float = 0.01  # learning rate of these layers as a fraction of the others'; 1 suits runs of minutes
     architecture: Architecture = "residual"  # residual; skip has an RGB input per resolution; orig has neither
     two_heads: bool = False  # an unconditional logit beside the conditional one, as a transition needs
+    whiten: bool = False  # conditions are whitened by the training trials' before they are embedded
     clamp: float | None = None  # largest activation; float16 needs one, 256 is usual
 
     def __post_init__(self):
@@ -61,6 +62,7 @@ class Discriminator(nn.Module):
         map_lr: float = 0.01,
         architecture: Architecture = "residual",
         two_heads: bool = False,
+        whiten: bool = False,
         clamp: float | None = None,
     ):
         super().__init__()
@@ -75,7 +77,7 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(last + 1, last, 3, act="lrelu", clamp=clamp)
         self.dense = Linear(last * sizes[0][0] * sizes[0][1], last, act="lrelu")
         self.out = Linear(last, last if c_dim else 1)
-        self.mapping = Mapping(0, c_dim, last, map_layers, None, map_lr) if c_dim else None
+        self.mapping = Mapping(0, c_dim, last, map_layers, None, map_lr, whiten=whiten) if c_dim else None
         self.unconditional = Linear(last, 1) if two_heads and c_dim else None
         self.precision = Precision()
         self.register_buffer("taps", setup_filter(TAPS, separable=True), persistent=False)

@@ -37,6 +37,7 @@ class GeneratorConfig:
     map_lr: float = 0.01  # learning rate of these layers as a fraction of the others'; 1 suits runs of minutes
     architecture: Architecture = "skip"  # skip sums an RGB image per resolution; residual; orig has neither
     conditioning: Literal["concat", "transitional"] = "concat"  # transitional: can start as an unconditional network
+    whiten: bool = False  # conditions are whitened by the training trials' before they are embedded
     clamp: float | None = None  # largest activation; float16 needs one, 256 is usual
 
     def __post_init__(self):
@@ -63,6 +64,7 @@ class Generator(nn.Module):
         map_lr: float = 0.01,
         architecture: Architecture = "skip",
         conditioning: str = "concat",
+        whiten: bool = False,
         clamp: float | None = None,
     ):
         super().__init__()
@@ -72,7 +74,8 @@ class Generator(nn.Module):
         self.size = sizes[-1]
         widths = [channels_at(4 * 2**level, channel_base, channel_max) for level in range(len(sizes))]
         transitional = conditioning == "transitional" and c_dim > 0
-        self.mapping_network = Mapping(z_dim, c_dim, w_dim, map_layers, lr_multiplier=map_lr, transitional=transitional)
+        whiten = whiten and c_dim > 0
+        self.mapping_network = Mapping(z_dim, c_dim, w_dim, map_layers, 0.995, map_lr, transitional, whiten)
         self.constant = nn.Parameter(torch.randn(widths[0], *sizes[0]))
         gain = HALF_GAIN if architecture == "residual" else 1.0
         self.convs = nn.ModuleList([StyledConv(widths[0], widths[0], w_dim, sizes[0], up=False, clamp=clamp)])
@@ -93,14 +96,13 @@ class Generator(nn.Module):
         c: Tensor | None = None,
         psi: float = 1.0,
         cutoff: int | None = None,
-        update_average: bool = False,
         weight: float = 1.0,
     ) -> Tensor:
         """ws [N, num_ws, w_dim]; psi < 1 pulls the first `cutoff` layers (all if None) towards the average w.
 
         `weight` is that of the condition in a transitional network.
         """
-        w = self.mapping_network(z, c, update_average, weight)
+        w = self.mapping_network(z, c, weight)
         ws = w[:, None].expand(-1, self.num_ws, -1)
         if psi == 1:
             return ws
@@ -136,10 +138,9 @@ class Generator(nn.Module):
         noise: list[Tensor] | str = "const",
         psi: float = 1.0,
         ws: Tensor | None = None,
-        update_average: bool = False,
         weight: float = 1.0,
     ) -> Tensor:
-        ws = self.mapping(z, c, psi, update_average=update_average, weight=weight) if ws is None else ws
+        ws = self.mapping(z, c, psi, weight=weight) if ws is None else ws
         return self.synthesis(ws, noise)
 
     def draw_noise(self, generator: torch.Generator, n: int) -> list[Tensor]:

@@ -217,6 +217,7 @@ class Mapping(nn.Module):
         w_average_decay: float | None = 0.995,
         lr_multiplier: float = 0.01,
         transitional: bool = False,
+        whiten: bool = False,
     ):
         super().__init__()
         if z_dim + c_dim == 0:
@@ -230,25 +231,40 @@ class Mapping(nn.Module):
         self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=lr_multiplier, act="lrelu") for a, b in pairs])
         self.decay = w_average_decay
         self.register_buffer("w_average", torch.zeros(w_dim) if w_average_decay is not None else None)
+        self.register_buffer("c_mean", torch.zeros(c_dim) if whiten else None)
+        self.register_buffer("c_whitening", torch.eye(c_dim) if whiten else None)
 
-    def forward(
-        self, z: Tensor | None, c: Tensor | None = None, update_average: bool = False, weight: float = 1.0
-    ) -> Tensor:
+    def forward(self, z: Tensor | None, c: Tensor | None = None, weight: float = 1.0) -> Tensor:
         x = unit_second_moment(z) if self.z_dim else None
-        condition = None
-        if self.embed is not None:
-            assert c is not None, f"this network is conditioned on c [N, {self.c_dim}]"
-            condition = unit_second_moment(self.embed(c))
+        condition = self.embed_condition(c) if self.embed is not None else None
         if self.transitional:
             x = self.layers[0](x) + weight * condition
         else:
             x = self.layers[0](torch.cat([part for part in (x, condition) if part is not None], dim=1))
         for layer in self.layers[1:]:
             x = layer(x)
-        if update_average:
-            mean = mean_over_ranks(x.detach().to(self.w_average.dtype).mean(dim=0))
-            self.w_average.lerp_(mean, 1 - self.decay)
         return x
+
+    def embed_condition(self, c: Tensor | None) -> Tensor:
+        """[N, w_dim] with unit second moment; a condition of zeros stands for none and stays zero."""
+        assert c is not None, f"this network is conditioned on c [N, {self.c_dim}]"
+        known = (c != 0).any(dim=1, keepdim=True)
+        if self.c_whitening is not None:
+            c = (c - self.c_mean) @ self.c_whitening
+        return torch.where(known, unit_second_moment(self.embed(c)), 0.0)
+
+    @torch.no_grad()
+    def fit_whitening(self, c: Tensor, floor: float = 0.01) -> None:
+        """Principal axes of training conditions [N, c_dim] at equal variance, none above 1 / floor of the largest."""
+        centred = c.double() - c.double().mean(dim=0)
+        values, axes = torch.linalg.eigh(centred.T @ centred / len(c))
+        self.c_mean.copy_(c.mean(dim=0))
+        self.c_whitening.copy_(axes * values.clamp_min(values[-1] * floor).rsqrt())
+
+    @torch.no_grad()
+    def follow(self, w: Tensor) -> None:
+        """Moves the average w towards the mean over this rank's batch w [N, w_dim] and over ranks."""
+        self.w_average.lerp_(mean_over_ranks(w.to(self.w_average.dtype).mean(dim=0)), 1 - self.decay)
 
 
 def minibatch_deviation(x: Tensor, group: int) -> Tensor:
