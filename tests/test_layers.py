@@ -11,11 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "eeg_gan"
 BOTTOM = {"config", "distributed", "torchvision_compat"}
 MIDDLE = {"data", "augment", "models", "losses", "metrics", "training"}
 HELPERS = {
+    "evaluate_images",
     "loading",
     "figures",
     "demo_models",
+    "gan_evaluation",
     "gan_presets",
     "gan_steps",
+    "judging",
     "report_charts",
     "report_pictures",
     "report_runs",

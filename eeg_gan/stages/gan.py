@@ -24,6 +24,7 @@ from eeg_gan.models.stylegan2.discriminator import DiscriminatorConfig
 from eeg_gan.models.stylegan2.generator import Generator, GeneratorConfig
 from eeg_gan.models.stylegan2.layers import sizes_up_to
 from eeg_gan.stages import gan_presets
+from eeg_gan.stages.gan_evaluation import GanEvaluation, GanEvaluationConfig
 from eeg_gan.stages.gan_steps import (
     Batch,
     Players,
@@ -99,6 +100,7 @@ class Config:
     ema_ramp: float | None = 0.05  # the half-life is at most this fraction of the images seen; null has no ramp
     transfer: TransferConfig = field(default_factory=TransferConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    evaluate: GanEvaluationConfig = field(default_factory=GanEvaluationConfig)
     precision: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the highest resolutions; auto: bfloat16 on a GPU, float32 elsewhere
     )
@@ -162,7 +164,12 @@ def run(config: Config) -> None:
         if images == 0 and config.transfer.run is not None:
             _transfer(players, config)
         train_discriminator(players, config)
+        best = state.get("best")
         rt.start_log(images)
+        judging = None
+        if config.evaluate.every is not None:
+            val = Reader(shards, "val", config.loader.cache_mb, config.loader.workers)
+            judging = GanEvaluation(config, train, val, known, rt.device)
         log.info("%d training trials show %d distinct pictures", train.n, len(distinct))
         fixed, means = Fixed(shards, known, config), Means()
 
@@ -190,14 +197,21 @@ def run(config: Config) -> None:
                 bar.update(images, f"augment p {players.augment.p:.2f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
+                rows, better = {}, False
+                if judging and (last or runtime.crossed(images, config.batch, config.evaluate.every)):
+                    figures, rows = judging.figures(players.average)
+                    better = judging.better(figures, best)
+                    best = {"images": images, **figures} if better else best
                 if last or runtime.crossed(images, config.batch, config.snapshot_every):
                     seen = {"images/per distinct picture (count)": images / len(distinct)}
                     left_out = {"gradient/steps left out (count)": players.guard.total}
                     now = {"augment/p (0 to 1)": players.augment.p, "condition/weight (0 to 1)": batch.weight}
-                    rt.log.scalars(images, {**means.reset(), **now, **seen, **left_out})
+                    rt.log.scalars(images, {**means.reset(), **now, **seen, **left_out, **rows})
                     rt.log.pictures(images, "fakes/validation trials", fixed.pictures(players.average))
-                if last or stop or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    save(rt, config, players, images, shards, known)
+                elif rows:
+                    rt.log.scalars(images, rows)
+                if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
+                    save(rt, config, players, images, shards, known, best)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(f"{images / 1000:.1f} kimg, augmentation p {players.augment.p:.2f}")
@@ -268,7 +282,15 @@ class Means:
         return means
 
 
-def save(rt: runtime.Runtime, config: Config, players: Players, images: int, shards: Shards, known: Features):
+def save(
+    rt: runtime.Runtime,
+    config: Config,
+    players: Players,
+    images: int,
+    shards: Shards,
+    known: Features,
+    best: dict | None,
+) -> None:
     if rt.main:
         g = players.g
         shape = {"resolution": g.resolution, "c_dim": g.c_dim, "img_channels": g.img_channels}
@@ -278,8 +300,10 @@ def save(rt: runtime.Runtime, config: Config, players: Players, images: int, sha
             "ema": [config.ema_half_life, *config.ema_more],
             "data": about_data(shards),
             "encoder_digest": known.meta["encoder_digest"],
+            "best": best,
         }
-        checkpoint.save_run(rt.run_dir, images, players.networks(), players.optimisers(), state)
+        select = config.evaluate.select if best is not None else None
+        checkpoint.save_run(rt.run_dir, images, players.networks(), players.optimisers(), state, select)
     barrier()
 
 

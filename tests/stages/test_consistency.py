@@ -11,8 +11,9 @@ from test_bad_input import refused
 from eeg_gan import cli
 from eeg_gan.config import UserError, from_dict
 from eeg_gan.data import features
+from eeg_gan.metrics import detectors
 from eeg_gan.metrics.detectors import CIFAR_CLASSES, DetectorConfig, logit_columns, shown_name
-from eeg_gan.stages import evaluate, gan
+from eeg_gan.stages import gan
 from eeg_gan.stages.loading import _same_data, spread
 
 
@@ -130,10 +131,11 @@ def test_logits_are_named():
         logit_columns(resnet, 10, None, ("zebra",))
 
 
-def test_a_judge_without_names_gives_distances_alone(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "logit_columns", lambda *_: None)
+def test_a_judge_without_names_is_probed(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(detectors, "logit_columns", lambda *_: None)
     words = ["evaluate", debug("evaluate"), *commands(runs)["evaluate"], "lda=false", f"run_dir={tmp_path}/r"]
     assert cli.main(words) == 0
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert "generate/fid[untrained-classifier]_real" in metrics
     assert not [name for name in metrics if "class_accuracy" in name]
+    assert metrics["generate/probe_accuracy[untrained-classifier]_real"]["chance"] == 0.25
