@@ -92,11 +92,15 @@ def inception_score(sets: Sets) -> Figures:
 
 def precision_recall(sets: Sets) -> Figures:
     real, fake = sets.real.features, sets.fake.features
+    if min(len(real), len(fake)) <= 3:
+        return {}
     precise, recalled = distribution.inside(fake, real, 3)[0] > 0, distribution.inside(real, fake, 3)[0] > 0
     return {"precision": Figure(precise.astype(float), "generated"), "recall": Figure(recalled.astype(float), "real")}
 
 
 def density_coverage(sets: Sets) -> Figures:
+    if len(sets.real) <= 5:
+        return {}
     per_fake, per_real = distribution.inside(sets.fake.features, sets.real.features, 5)
     return {"density": Figure(per_fake / 5, "generated"), "coverage": Figure((per_real > 0).astype(float), "real")}
 
@@ -182,7 +186,7 @@ LOWER = ("kid", "fid", "intra_fid", "ppl")
 
 
 def figures(names: Sequence[str], sets: Sets) -> Figures:
-    """The asked figures of the generated pictures, by name; what the detector cannot tell is left out."""
+    """The asked figures of the generated pictures; what the detector or so few pictures cannot tell is left out."""
     found: Figures = {}
     for name in names:
         found |= METRICS[name](sets)

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan import __version__
+from eeg_gan.config import UserError
 from eeg_gan.data.loader import Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, barrier, generator_at, is_main
@@ -180,5 +183,10 @@ def _write(path: Path, seen: Seen) -> None:
     tensors = {"features": torch.from_numpy(seen.features), "logits": torch.from_numpy(seen.logits)}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     digest = torch.tensor(list(bytes.fromhex(checkpoint.tensors_digest(tensors))), dtype=torch.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_tensors(path, {**tensors, "digest": digest})
+    own = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}")  # several runs may look at once
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_tensors(own, {**tensors, "digest": digest})
+        os.replace(own, path)
+    except (OSError, UserError) as error:
+        log.warning("%s; the pictures will be looked at again next time", error)
