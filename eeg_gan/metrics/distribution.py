@@ -40,6 +40,8 @@ def kid(
     a, b = _checked(features_a, 2), _checked(features_b, 2)
     rng, values = np.random.default_rng(seed), []
     size_a, size_b = min(size, len(a)), min(size, len(b))
+    if (size_a, size_b) == (len(a), len(b)):  # every subset is the whole
+        return _squared_mmd(a.double(), b.double()), 0.0
     for _ in range(subsets):
         own_a, own_b = rng.choice(len(a), size_a, replace=False), rng.choice(len(b), size_b, replace=False)
         values.append(_squared_mmd(a[own_a].double(), b[own_b].double()))

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from eeg_gan.config import UserError
 from eeg_gan.metrics import distribution, perceptual
 
-SUBSETS, SUBSET = 100, 1000  # of KID
+SUBSETS, SUBSET = 50, 1000  # of KID
 NEAR = 0.05  # quantile of held-out pictures' distances to training below which a generated one counts as a copy
 FITTED_ON = 10_000  # pictures, at most, that the linear probe is fitted on
 
