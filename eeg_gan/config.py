@@ -62,7 +62,14 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def from_dict(cls: type[T], values: dict, origin: str) -> T:
-    """`cls` from a nested mapping; `origin` names the file in errors."""
+    """`cls` from a nested mapping; `origin` names the file in errors.
+
+    A class with an `underlay` (raw values -> values) has those where none are given.
+    """
+    try:
+        values = _laid_over(getattr(cls, "underlay", lambda _: {})(values), values)
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}") from None
     values = _prepared(cls, values, origin, "")
     try:
         return _adapter(cls).validate_python(values)
@@ -103,6 +110,15 @@ def keys(cls: type, prefix: str = "") -> list[Key]:
                 Key(prefix + field.name, _type_name(hints[field.name]), _default(field), comments.get(field.name, ""))
             )
     return found
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    """Groups of keys are merged, everything else is taken from above where it is there."""
+    merged = {**below, **above}
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], dict) and isinstance(above[name], dict):
+            merged[name] = _laid_over(below[name], above[name])
+    return merged
 
 
 def _override(cls: type, values: dict, word: str) -> None:

@@ -11,11 +11,17 @@ PACKAGE = Path(__file__).parents[1] / "eeg_gan"
 BOTTOM = {"config", "distributed", "torchvision_compat"}
 MIDDLE = {"data", "augment", "models", "losses", "metrics", "training"}
 HELPERS = {
+    "evaluate_images",
     "loading",
     "figures",
     "demo_models",
     "audit_figures",
     "audit_page",
+    "gan_config",
+    "gan_evaluation",
+    "gan_presets",
+    "gan_steps",
+    "judging",
     "report_charts",
     "report_pictures",
     "report_runs",

@@ -11,19 +11,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan.config import UserError
-from eeg_gan.torchvision_compat import load
+from eeg_gan.metrics.inception import Inception, weights_file
+from eeg_gan.metrics.squeezenet import SqueezeNet
 
 # Published ResNet-56 on 10,000 JPEG test images of CIFAR-10: .8332 with CIFAR-10's statistics, .8320 with ImageNet's.
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+SIZES = {"classifier": (32, 16, 64), "squeezenet": (96, 32, 256)}  # default, smallest and largest side
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
-    name: Literal["classifier", "resnet56", "inception"] = "classifier"  # own, CIFAR-10's, published FID's
-    weights: str | None = None  # file, safetensors; inception: its .pth, null is torch-fidelity's cache
+    name: Literal["classifier", "resnet56", "inception", "squeezenet", "torchscript", "tower"] = (
+        "classifier"  # own, CIFAR-10's, published FID's, small ImageNet's, any TorchScript file, any open_clip model
+    )
+    weights: str | None = None  # safetensors; inception: its .pth, null: torch-fidelity's cache; torchscript: .pt
+    model: str | None = None  # tower: as tower.model of align (ViT-B-32, hf-hub:timm/..., a .json); weights: or its tag
     n_classes: int = 10  # classifier without weights: number of classes
-    image_size: int = 32  # classifier: images are resized to this
+    image_size: int | None = None  # classifier (null: 32), squeezenet (null: 96): images are resized to this
     untrained: bool = False  # accept random weights: a test of the plumbing, whose figures mean nothing
     label: str | None = None  # name shown in metrics; null is the detector's name
 
@@ -36,12 +43,26 @@ class DetectorConfig:
                 "(eeg-gan demo trains one: runs/demo/classifier/weights.safetensors; fit_classifier of "
                 "eeg_gan/metrics/detectors.py fits your images), or take name=resnet56 or inception"
             )
+        if self.name == "torchscript" and self.weights is None:
+            raise ValueError("name=torchscript judges by a file; set weights=FILE.pt, made by torch.jit.save")
+        if (self.name == "tower") != (self.model is not None):
+            raise ValueError("name=tower and model belong together; set model=ViT-B-32, say, or take another name")
         if self.label is not None and (not self.label or set(self.label) & set("[]/")):
             raise ValueError(f"label is part of the metrics' names, without brackets and slashes; got {self.label!r}")
-        if not 16 <= self.image_size <= 64:
-            raise ValueError(f"the classifier sees images of 16 to 64 pixels, got image_size={self.image_size}")
+        if self.image_size is not None and self.name not in SIZES:
+            raise ValueError(f"{self.name} has its own size of images; image_size is of {' and '.join(SIZES)}")
+        _, least, most = SIZES.get(self.name, (0, 0, 0))
+        if not least <= self.size <= most:
+            raise ValueError(
+                f"the {self.name} sees images of {least} to {most} pixels, got image_size={self.image_size}"
+            )
         if self.n_classes < 1:
             raise ValueError(f"n_classes counts classes, so it must be 1 or more; got {self.n_classes}")
+
+    @property
+    def size(self) -> int:
+        """The side in pixels to which images are resized; 0 where the detector has its own."""
+        return self.image_size or SIZES.get(self.name, (0,))[0]
 
 
 def shown_name(config: DetectorConfig) -> str:
@@ -57,7 +78,7 @@ def logit_columns(
     `given` are the names of the logits: CIFAR-10's for resnet56 where they are not given, the wanted classes themselves
     for a classifier.
     """
-    known = {"resnet56": CIFAR_CLASSES, "classifier": tuple(wanted), "inception": None}[config.name]
+    known = {"resnet56": CIFAR_CLASSES, "classifier": tuple(wanted)}.get(config.name)
     names = known if given is None else tuple(given)
     if names is None:
         return None
@@ -87,8 +108,17 @@ class SmallClassifier(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.Conv2d(128, 128, 3, 2, 1), nn.GroupNorm(8, 128), nn.ReLU())
         self.linear = nn.Linear(128, n_classes)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h, w] after each convolution."""
+        x, found = _resized(images, self.image_size) / 127.5 - 1, []
+        for layer in self.blocks:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return found
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.blocks(_resized(images, self.image_size) / 127.5 - 1).mean((2, 3))
+        features = self.maps(images)[-1].mean((2, 3))
         return features, self.linear(features)
 
 
@@ -106,10 +136,15 @@ class ResNet56(nn.Module):
         self.layer1, self.layer2, self.layer3 = _stage(16, 16), _stage(16, 32), _stage(32, 64)
         self.linear = nn.Linear(64, n_classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h, w] after each stage."""
         x = _normalised(_resized(images, 32) / 255, CIFAR_MEAN, CIFAR_STD)
-        x = F.relu(self.bn1(self.conv1(x)))
-        features = self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+        first = self.layer1(F.relu(self.bn1(self.conv1(x))))
+        second = self.layer2(first)
+        return [first, second, self.layer3(second)]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.maps(images)[-1].mean((2, 3))
         return features, self.linear(features)
 
 
@@ -127,31 +162,68 @@ class _Block(nn.Module):
         return F.relu(h + shortcut)
 
 
-class Inception(nn.Module):
-    """uint8 [B, 3, H, W] -> features [B, 2048], logits [B, 1008]: the 2015 InceptionV3 of published FID and IS.
+class Scripted(nn.Module):
+    """A TorchScript file that gives features [B, ...] of images [B, 3, H, W], 0 to 255, or (features, logits)."""
 
-    Logits are without bias, as in published inception scores.
-    """
+    name = "torchscript"
 
-    name = "inception"
-
-    def __init__(self, weights: str):
+    def __init__(self, path: str):
         super().__init__()
-        extractor = load("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
-        self.network = extractor("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
+        if not os.path.isfile(path):
+            raise UserError(f"{path}: no such detector weights; give a file that torch.jit.save wrote as weights=")
+        try:
+            self.network = torch.jit.load(path, map_location="cpu")
+        except RuntimeError as error:
+            first = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: not a TorchScript file ({first}); make one by torch.jit.trace and save") from None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.network(images)
-        return features, logits
+        found = self.network(images)
+        features, logits = found if isinstance(found, tuple) else (found, found.new_zeros(len(found), 0))
+        return features.flatten(1), logits
 
 
-DETECTORS = {"classifier": SmallClassifier, "resnet56": ResNet56, "inception": Inception}
+class Embedder(nn.Module):
+    """A network that embeds images [B, 3, H, W], 0 to 255, and tells no classes apart."""
+
+    name = "tower"
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(images)
+        return features, features.new_zeros(len(features), 0)
 
 
-def build_detector(config: DetectorConfig) -> nn.Module:
-    """The detector in evaluation mode: `.name`, and forward of uint8 [B, 3, H, W] to (features [B, F], logits)."""
+DETECTORS = {
+    "classifier": SmallClassifier,
+    "resnet56": ResNet56,
+    "inception": Inception,
+    "squeezenet": SqueezeNet,
+    "torchscript": Scripted,
+    "tower": Embedder,
+}
+
+
+def build_detector(config: DetectorConfig, tower: nn.Module | None = None) -> nn.Module:
+    """The detector in evaluation mode: `.name`, and forward of [B, 3, H, W], 0 to 255, to (features [B, F], logits).
+
+    Logits are [B, 0] where it tells no classes apart; some have `maps` too. `tower` is the network of name=tower.
+    """
+    if config.name == "tower":
+        assert tower is not None, "the caller builds the tower"
+        return Embedder(tower).eval()
+    if config.name == "torchscript":
+        return Scripted(config.weights).eval()
     if config.name == "inception":
-        return Inception(_inception_weights(config.weights)).eval()
+        return Inception(weights_file(config.weights)).eval()
+    if config.weights is None and config.name == "squeezenet":
+        raise UserError(
+            "detector squeezenet needs weights: squeezenet1_1 of github.com/DeepCognition/keras-squeezenet without its "
+            f"classifier, as a file of PyTorch's made into safetensors; {CONVERSION}; then set weights=FILE.safetensors"
+        )
     if config.weights is None and config.name == "resnet56":
         raise UserError(
             "detector resnet56 needs weights: resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10, "
@@ -161,8 +233,10 @@ def build_detector(config: DetectorConfig) -> nn.Module:
     n_classes = config.n_classes if state is None or "linear.bias" not in state else len(state["linear.bias"])
     if config.name == "resnet56":
         model = ResNet56(n_classes)
+    elif config.name == "squeezenet":
+        model = SqueezeNet(config.size)
     else:
-        model = SmallClassifier(n_classes, config.image_size)
+        model = SmallClassifier(n_classes, config.size)
     if state is not None:
         _load_state(model, state, config.weights)
     return model.eval()
@@ -252,29 +326,3 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: these are not weights of the {model.name} network ({first}); give its own") from None
-
-
-def _inception_weights(given: str | None) -> str:
-    """The local file of InceptionV3 weights, fetched into torch's cache if need be; its pickle holds tensors only."""
-    url = load("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
-    path = given or os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-    if not os.path.isfile(path):
-        if given:
-            raise UserError(f"{path}: no such detector weights; download {url} and give its path as weights=")
-        _download(url, path)
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch_fidelity unpickles freely: admit only tensors
-    except Exception as error:
-        raise UserError(f"{path}: not a plain file of tensors ({error}); download it again from {url}") from None
-    return path
-
-
-def _download(url: str, path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, path, progress=False)
-    except OSError as error:
-        raise UserError(
-            f"the inception weights could not be downloaded ({error}); on a machine with a network get {url} and put "
-            f"it at {path}, or give its path as weights=/path/to/{os.path.basename(url)}"
-        ) from None

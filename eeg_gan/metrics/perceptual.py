@@ -1,5 +1,7 @@
 """Low-level likeness of pairs of images, and variety within a condition."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,26 @@ def diversity(features: np.ndarray, conditions: np.ndarray) -> np.ndarray:
 
     Zero is a generator that ignores its noise; compare with the value for real images.
     """
-    features, conditions = torch.as_tensor(features).double().cpu(), np.asarray(conditions)
-    groups = [features[np.flatnonzero(conditions == name)] for name in np.unique(conditions)]
+    features, conditions = torch.as_tensor(features).cpu(), np.asarray(conditions)
+    groups = [features[np.flatnonzero(conditions == name)].double() for name in np.unique(conditions)]
     return np.array([torch.pdist(group).mean().item() for group in groups if len(group) > 1])
+
+
+def map_distance(maps_a: list[Tensor], maps_b: list[Tensor]) -> Tensor:
+    """[B] squared distance of feature maps [B, C, H, W], each place of unit length, mean over places, sum over layers.
+
+    LPIPS without learned weights of channels (Zhang et al. 2018, arXiv 1801.03924).
+    """
+    unit = [[F.normalize(m.float(), dim=1) for m in maps] for maps in (maps_a, maps_b)]
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(*unit, strict=True)]).sum(0)
+
+
+def path_lengths(
+    ws: Tensor, other: Tensor, synthesise: Callable[[Tensor], Tensor], distance: Callable, epsilon: float = 1e-4
+) -> Tensor:
+    """[B] of d(g(w), g(w + epsilon (w' - w))) / epsilon^2: squared speed at the start of straight paths in w.
+
+    Perceptual path length at end points (Karras et al. 2020, arXiv 1912.04958): its mean says how smooth w is. `ws` and
+    `other` [B, L, D] share their conditions; `distance` is a squared one.
+    """
+    return distance(synthesise(ws), synthesise(ws.lerp(other, epsilon))) / epsilon**2

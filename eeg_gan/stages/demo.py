@@ -152,7 +152,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "augment": {"speed_kimg": 100},
             "r1_gamma": 0.05,
             "ema_half_life": 3000,
-            "condition_noise": 0.4,
+            "condition": {"noise": 0.4},
             "total_images": config.gan_images,
             "snapshot_every": max(config.gan_images // 20, 1),
             "checkpoint_every": max(config.gan_images // 5, 1),

@@ -13,25 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
-from eeg_gan.metrics import distribution, embedding, perceptual, retrieval
-from eeg_gan.metrics.detectors import DetectorConfig, build_detector, logit_columns, shown_name
+from eeg_gan.metrics import embedding, retrieval
+from eeg_gan.metrics.detectors import DetectorConfig
 from eeg_gan.metrics.statistics import bootstrap_mean, record
+from eeg_gan.stages import evaluate_images
 from eeg_gan.stages.loading import (
     embed_images,
     load_aligner,
     load_features,
     open_shards,
-    read_generated,
     same_encoder,
-    spread,
     unique_images,
 )
 from eeg_gan.training import checkpoint, runtime
-from eeg_gan.training.inference import over_all
 
 Metrics = dict[str, dict]
 
@@ -100,7 +97,7 @@ def run(config: Config) -> None:
         rt.start_log()
         rt.confounded(shards.confounded)
         context, metrics = Context(config, rt, shards), {}
-        parts = (stage1, lda, aligned, images)
+        parts = (stage1, lda, aligned, evaluate_images.images)
         with rt.bar(len(parts)) as bar:
             for done, part in enumerate(parts, 1):
                 metrics |= part(context)
@@ -191,96 +188,6 @@ def aligned(context: Context) -> Metrics:
     }
     class_hit = (labels[(query @ gallery.T).argmax(1)] == reader.labels).astype(float)
     return found | within | {"align/class_top1": context.mean(class_hit, 1 / len(shards.card.class_names))}
-
-
-def images(context: Context) -> Metrics:
-    """Class agreement of generated pictures and distances between sets, beside real pictures and shuffled EEG."""
-    config, shards = context.config, context.shards
-    if config.generated is None:
-        return {}
-    judge = Judge(context)
-    first, _ = unique_images(shards, config.split)
-    reader, train = context.reader(config.split), context.reader("train")
-    real = judge.look(reader.batch(first)["image"], reader.labels[first])
-    pool = unique_images(shards, "train")[0]
-    seen = judge.look(train.batch([pool[i] for i in spread(len(pool), 4 * len(first))])["image"])
-    units = np.array(context.units())
-    chance = 1 / len(shards.card.class_names)
-    metrics = _distances(judge.name, "_real", real, seen, config.seed)
-    if real.right is not None:
-        metrics["generate/class_accuracy_real"] = context.mean(real.right, chance, np.arange(len(first)))
-    runs = {"": config.generated, "_shuffled_eeg": config.generated_shuffled, "_image2eeg": config.generated_image2eeg}
-    for name, run_dir in runs.items():
-        if run_dir is None:
-            continue
-        trials, pictures = _generated(shards, config.split, run_dir)
-        fake = judge.look(pictures, reader.labels[trials])
-        if fake.right is not None:
-            context.details[f"generated_predicted{name}"] = torch.from_numpy(fake.predicted)
-            metrics[f"generate/class_accuracy{name}"] = context.mean(fake.right, chance, units[trials])
-        metrics |= _distances(judge.name, name, real, fake, config.seed)
-        if name != "_image2eeg" and shards.card.pairing == "trial":
-            shown = reader.batch(trials)["image"]
-            metrics[f"generate/pixcorr{name}"] = context.mean(perceptual.pixcorr(pictures, shown), None, units[trials])
-            metrics[f"generate/ssim{name}"] = context.mean(perceptual.ssim(pictures, shown, 7), None, units[trials])
-    return metrics
-
-
-@dataclass
-class Judged:
-    features: np.ndarray  # [N, F]
-    predicted: np.ndarray | None = None  # [N]; None where the judge's logits have no names
-    right: np.ndarray | None = None  # [N] of 0 and 1
-
-
-class Judge:
-    """A detector whose logits are named by class, so that data and detector may order classes differently.
-
-    Only the data's classes compete; a detector whose logits have no names gives features alone.
-    """
-
-    def __init__(self, context: Context):
-        config, self.device = context.config, context.rt.device
-        self.detector, self.name = build_detector(config.detector).to(self.device), shown_name(config.detector)
-        with torch.no_grad():
-            _, logits = self.detector(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=self.device))
-        given, names = config.detector_class_names, context.shards.card.class_names
-        self.columns = logit_columns(config.detector, logits.shape[1], given, names)
-
-    def look(self, pictures: Tensor, labels: np.ndarray | None = None) -> Judged:
-        columns = self.columns or []
-
-        def forward(batch: dict) -> Tensor:
-            seen, logits = self.detector(batch["x"].to(self.device))
-            return torch.cat([seen, logits[:, columns]], 1)
-
-        both = over_all(forward, lambda i: {"x": pictures[i]}, len(pictures), 128).numpy()
-        seen, logits = np.split(both, [both.shape[1] - len(columns)], axis=1)
-        if labels is None or not columns:
-            return Judged(seen)
-        predicted = logits.argmax(1)
-        return Judged(seen, predicted, (predicted == labels).astype(float))
-
-
-def _distances(judge: str, name: str, real: Judged, fake: Judged, seed: int) -> Metrics:
-    size = min(len(real.features), len(fake.features), 1000)
-    kid, _ = distribution.kid(real.features, fake.features, 50, size, seed)
-    precision, recall = distribution.precision_recall(real.features, fake.features)
-    fid, n = distribution.frechet(real.features, fake.features), len(fake.features)
-    values = {"fid": fid, "kid": kid, "precision": precision, "recall": recall}
-    return {f"generate/{metric}[{judge}]{name}": record(value, n=n) for metric, value in values.items()}
-
-
-def _generated(shards: Shards, split: str, run_dir: str) -> tuple[np.ndarray, Tensor]:
-    """The trial number and the picture of everything generated."""
-    keys, pictures = read_generated(run_dir)
-    place = {key: i for i, key in enumerate(shards.keys(split))}
-    missing = [key for key in keys if key not in place]
-    if missing:
-        raise UserError(
-            f"{run_dir}: trial {missing[0]} is not in split {split} of these shards; run generate on this split"
-        )
-    return np.array([place[key] for key in keys]), pictures
 
 
 def _files(config: Config) -> list[Path]:

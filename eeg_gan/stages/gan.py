@@ -4,252 +4,145 @@ Singh & Raman, WACV 2024, section 3.2; Karras et al. 2020 (arXiv 1912.04958, 200
 the feature of a training trial drawn at random; no label reaches either network.
 """
 
-import copy
+import logging
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from eeg_gan.augment import image as augmentation
-from eeg_gan.augment.adaptive import Adaptive, AdaptiveConfig
+from eeg_gan.augment.condition import Conditions
 from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.features import Features
-from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
+from eeg_gan.data.loader import Reader, shuffled_at
 from eeg_gan.data.shards import Shards
-from eeg_gan.distributed import average_gradients, barrier, generator_at, mean_over_ranks, own_part, seed_at
-from eeg_gan.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from eeg_gan.models.stylegan2.discriminator import Discriminator, DiscriminatorConfig
-from eeg_gan.models.stylegan2.generator import Generator, GeneratorConfig
-from eeg_gan.stages.loading import about_data, load_features, open_shards, spread, to_uint8
-from eeg_gan.training import checkpoint, ema, runtime
+from eeg_gan.distributed import barrier, generator_at, mean_over_ranks, own_part, world_size
+from eeg_gan.models.stylegan2.generator import Generator
+from eeg_gan.models.stylegan2.layers import sizes_up_to
+from eeg_gan.stages.gan_config import Config, check_groups
+from eeg_gan.stages.gan_evaluation import GanEvaluation
+from eeg_gan.stages.gan_steps import (
+    Batch,
+    Players,
+    build,
+    step_discriminator,
+    step_generator,
+    step_path_length,
+    step_r1,
+    train_discriminator,
+    update_averages,
+)
+from eeg_gan.stages.loading import about_data, load_features, open_shards, spread, to_uint8, unique_images
+from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.log import grid
 
+log = logging.getLogger("eeg_gan")
 
-@dataclass(frozen=True)
-class AdamConfig:
-    """Adam at one rate throughout, as StyleGAN2 is trained."""
-
-    lr: float = 2.5e-3  # learning rate
-    beta1: float = 0.0  # Adam's first decay
-    beta2: float = 0.99  # Adam's second decay
-
-    def __post_init__(self):
-        if not self.lr > 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"lr is above 0, beta1 and beta2 lie in [0, 1); got {self.lr}, {self.beta1}, {self.beta2}")
-
-
-@dataclass(frozen=True)
-class Config:
-    run_dir: str  # the run: its checkpoints, log and config; the same command again continues it
-    loader: LoaderConfig  # where the shards are and how they are read
-    features: str  # run_dir of embed: the condition of every trial
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    augment: AdaptiveConfig = field(default_factory=AdaptiveConfig)
-    g_optim: AdamConfig = field(default_factory=AdamConfig)
-    d_optim: AdamConfig = field(default_factory=AdamConfig)
-    r1_gamma: float = 0.1  # weight of the R1 penalty; grows with the square of the resolution
-    r1_every: int = 16  # batches between two R1 steps (lazy regularisation)
-    ema_half_life: int = 10_000  # images in which the averaged generator forgets half
-    ema_ramp: float | None = 0.05  # the half-life is at most this fraction of the images seen; null has no ramp
-    condition_noise: float = 0.0  # Gaussian noise on conditions, as a fraction of their length, drawn anew each time
-    batch: int = 64  # real images in the global batch
-    total_images: int = 5_000_000  # real images to train on, over all processes (kimg x 1000)
-    snapshot_every: int = 40_000  # images between two grids of pictures in TensorBoard
-    checkpoint_every: int = 200_000  # images between two checkpoints
-    stop_after: int | None = None  # save and leave with exit code 75 after so many images
-    seed: int = 0  # of every random draw
-
-    def __post_init__(self):
-        if self.batch < 2 or self.total_images < 1 or self.r1_every < 1:
-            raise ValueError("batch must be 2 or more, total_images and r1_every 1 or more")
-        if min(self.checkpoint_every, self.snapshot_every) < 1 or self.seed < 0:
-            raise ValueError("checkpoint_every and snapshot_every count images, 1 or more; seed is 0 or more")
-        if self.batch % self.discriminator.mbstd_group:
-            raise ValueError(
-                f"discriminator.mbstd_group={self.discriminator.mbstd_group} must divide batch={self.batch}"
-            )
-        if not 0 <= self.condition_noise <= 1:
-            raise ValueError(f"condition_noise is a fraction, so it must lie in [0, 1]; got {self.condition_noise}")
-
-
-@dataclass
-class Players:
-    """Both networks, the averaged generator, their optimisers and the augmentation's controller."""
-
-    g: Generator
-    d: Discriminator
-    average: Generator
-    g_optimiser: torch.optim.Optimizer
-    d_optimiser: torch.optim.Optimizer
-    augment: Adaptive
 
 
 def run(config: Config) -> None:
-    _check_batch(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a run directory is claimed
+    check_groups(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a run directory is claimed
     with runtime.start("gan", config) as rt:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"))
-        _check_images(config, shards)
+        resolution = _check_images(config, shards)
         known = load_features(config.features, shards.split_digest, config.loader.index)
         files = [config.loader.index, Path(config.features) / "features.json"]
         rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"])
         rt.reads(("train", "val"))
         train = Reader(shards, "train", config.loader.cache_mb, config.loader.workers)
-        conditions = known.rows(shards.keys("train"))
-        players = build(config, shards.image_size, conditions.shape[1], rt.device)
-        images, state = checkpoint.resume(rt.run_dir, networks(players), optimisers(players))
-        players.augment.load_state_dict(state.get("augment", players.augment.state_dict()))
+        distinct, pictures = unique_images(shards, "train")
+        conditions = Conditions(known.rows(shards.keys("train")), pictures.tolist(), config.condition)
+        players = build(config, resolution, conditions.features, rt.device)
+        images, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
+        players.load_state_dict({**players.state_dict(), **state.get("players", {})})
+        if images == 0 and config.transfer.run is not None:
+            _transfer(players, config)
+        train_discriminator(players, config)
+        best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
-        fixed = Fixed(shards, known, config)
-        part, means = own_part(config.batch), Means()
+        judging = None
+        if config.evaluate.every is not None:
+            val = Reader(shards, "val", config.loader.cache_mb, config.loader.workers)
+            judging = GanEvaluation(config, train, val, known, rt.device)
+        log.info("%d training trials show %d distinct pictures", train.n, len(distinct))
+        fixed, means = Fixed(shards, known, config), Means()
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                indices = shuffled_at(config.seed, train.n, images, config.batch)[part]
-                real = to_float(train.batch(indices)["image"].to(rt.device))
-                c_real = noisy(conditions[torch.as_tensor(indices)], config, "real", images).to(rt.device)
+                indices = shuffled_at(config.seed, train.n, images, config.batch)
+                batch = Batch(config, players, conditions, images)
+                part, number = own_part(config.batch), images // config.batch
+                real = to_float(train.batch(indices[part])["image"].to(rt.device))
+                c_real = batch.real_conditions(torch.as_tensor(indices))[part].to(rt.device)
 
-                means.add(
-                    step_discriminator(players, real, c_real, Fakes(config, players, conditions, "d", images), images)
-                )
-                if (images // config.batch) % config.r1_every == 0:
-                    means.add(step_r1(players, real, c_real, config, images))
-                means.add(step_generator(players, Fakes(config, players, conditions, "g", images)))
-                ema.update(
-                    players.average, players.g, ema.beta_at(images, config.batch, config.ema_half_life, config.ema_ramp)
-                )
+                means.add(step_discriminator(batch, real, c_real))
+                if config.r1_gamma and number % config.r1_every == 0:
+                    means.add(step_r1(batch, real, c_real))
+                means.add(step_generator(batch))
+                if config.path_length.weight and number % config.path_length.every == 0:
+                    means.add(step_path_length(batch))
+                update_averages(players, config, images)
                 images += config.batch
-                if (images // config.batch) % config.augment.every == 0:
+                if (number + 1) % config.augment.every == 0:
                     players.augment.update(config.batch * config.augment.every)
+                if (number + 1) % config.guard.every == 0 and players.guard.must_go_back():
+                    images = _go_back(rt, players, images)
+                    continue
                 bar.update(images, f"augment p {players.augment.p:.2f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
+                rows, better = {}, False
+                if judging and (last or runtime.crossed(images, config.batch, config.evaluate.every)):
+                    figures, rows = judging.figures(players.average)
+                    better = judging.better(figures, best)
+                    best = {"images": images, **figures} if better else best
                 if last or runtime.crossed(images, config.batch, config.snapshot_every):
-                    rt.log.scalars(images, {**means.reset(), "augment/p (0 to 1)": players.augment.p})
+                    seen = {"images/per distinct picture (count)": images / len(distinct)}
+                    left_out = {"gradient/steps left out (count)": players.guard.total}
+                    now = {"augment/p (0 to 1)": players.augment.p, "condition/weight (0 to 1)": batch.weight}
+                    rt.log.scalars(images, {**means.reset(), **now, **seen, **left_out, **rows})
                     rt.log.pictures(images, "fakes/validation trials", fixed.pictures(players.average))
-                if last or stop or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    save(rt, config, players, images, shards, known)
+                elif rows:
+                    rt.log.scalars(images, rows)
+                if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
+                    save(rt, config, players, images, shards, known, best)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(f"{images / 1000:.1f} kimg, augmentation p {players.augment.p:.2f}")
 
 
-class Fakes:
-    """What one batch of fakes is made from: drawn for the global batch, of which this rank takes its part."""
-
-    def __init__(self, config: Config, players: Players, conditions: Tensor, who: str, images: int):
-        self.config, self.who, self.images, self.part = config, who, images, own_part(config.batch)
-        self.device = next(players.g.parameters()).device
-        generator = self.stream("z")
-        self.z = torch.randn(config.batch, config.generator.z_dim, generator=generator)[self.part].to(self.device)
-        picked = torch.randint(len(conditions), (config.batch,), generator=self.stream("condition"))[self.part]
-        self.c = noisy(conditions[picked], config, f"fake-{who}", images).to(self.device)
-        self.noise = [
-            n[self.part].to(self.device) for n in players.g.draw_noise(self.stream("layer-noise"), config.batch)
-        ]
-
-    def stream(self, purpose: str) -> torch.Generator:
-        return generator_at(self.config.seed, f"{purpose}-{self.who}", self.images)
-
-    def augmented(self, players: Players, pictures: Tensor) -> Tensor:
-        return augmented(players, pictures, self.config, f"fake-{self.who}", self.images)
+def _go_back(rt: runtime.Runtime, players: Players, images: int) -> int:
+    """The newest checkpoint again, or the initial weights if there is none; returns its count of images."""
+    guard = players.guard
+    to, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
+    if not state:
+        raise UserError(
+            f"training diverged within {images} images, before the first checkpoint: gradients are not finite; lower "
+            "g_optim.lr and d_optim.lr, raise r1_gamma, or set precision=float32"
+        )
+    counts = guard.state_dict()
+    players.load_state_dict({**state["players"], "guard": {**counts, "bad": 0}})
+    guard.go_back(images, to)
+    return to
 
 
-def step_discriminator(players: Players, real: Tensor, c_real: Tensor, fakes: Fakes, images: int) -> dict[str, Tensor]:
-    """Reals up, fakes down; reals and fakes pass as one batch, whose groups for minibatch std do not mix."""
-    with torch.no_grad():
-        fake = players.g(fakes.z, fakes.c, noise=fakes.noise, update_average=True)
-    real = augmented(players, real, fakes.config, "real-d", images)
-    logits = players.d(torch.cat([real, fakes.augmented(players, fake)]), torch.cat([c_real, fakes.c]))
-    real_logits, fake_logits = logits.chunk(2)
-    loss = discriminator_loss(real_logits, fake_logits)
-    _step(players.d, players.d_optimiser, loss)
-    players.augment.observe(real_logits.detach())
-    return {
-        "loss/D (nats)": loss,
-        "logit/real (nats)": real_logits.mean(),
-        "logit/fake (nats)": fake_logits.mean(),
-        "sign/real (-1 to 1)": real_logits.sign().mean(),
-    }
-
-
-def step_r1(players: Players, real: Tensor, c_real: Tensor, config: Config, images: int) -> dict[str, Tensor]:
-    """gamma/2 E|grad_x D(aug(x))|^2, in a step of its own, weighted by the interval (lazy regularisation)."""
-    real = real.detach().requires_grad_(True)
-    logits = players.d(augmented(players, real, config, "real-r1", images), c_real)
-    penalty = r1_penalty(real, logits)
-    _step(players.d, players.d_optimiser, penalty * (config.r1_gamma / 2 * config.r1_every))
-    return {"loss/R1 penalty (1)": penalty}
-
-
-def step_generator(players: Players, fakes: Fakes) -> dict[str, Tensor]:
-    """Non-saturating: the generator raises the logits of its fakes."""
-    players.d.requires_grad_(False)
-    fake = players.g(fakes.z, fakes.c, noise=fakes.noise)
-    loss = generator_loss(players.d(fakes.augmented(players, fake), fakes.c))
-    _step(players.g, players.g_optimiser, loss)
-    players.d.requires_grad_(True)
-    return {"loss/G (nats)": loss}
-
-
-def _step(network: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    average_gradients(network.parameters())
-    optimiser.step()
-
-
-def augmented(players: Players, pictures: Tensor, config: Config, purpose: str, images: int) -> Tensor:
-    """The same stochastic pipe for reals and fakes, with different draws, through which gradients pass."""
-    if config.augment.mode == "none" or players.augment.p == 0:  # p = 0 is the identity, at a fifth of the step's time
-        return pictures
-    height, width = pictures.shape[2:]
-    generator = generator_at(config.seed, f"augment-{purpose}", images)
-    draws = augmentation.draw(generator, config.batch, players.augment.p, height, width, config.augment.pipe)
-    return augmentation.apply(pictures, augmentation.part(draws, own_part(config.batch)))
-
-
-def noisy(c: Tensor, config: Config, purpose: str, images: int) -> Tensor:
-    """Unit conditions [b, D] of this rank's part, each moved by noise and made a unit vector again."""
-    if config.condition_noise == 0:
-        return c
-    generator = generator_at(config.seed, f"condition-noise-{purpose}", images)
-    noise = torch.randn(config.batch, c.shape[1], generator=generator)[own_part(config.batch)] / c.shape[1] ** 0.5
-    return nn.functional.normalize(c + config.condition_noise * noise, dim=1)
-
-
-def build(config: Config, resolution: int, c_dim: int, device: torch.device) -> Players:
-    torch.manual_seed(seed_at(config.seed, "weights", 0))
-    g = Generator(resolution=resolution, c_dim=c_dim, **to_dict(config.generator)).to(device)
-    d = Discriminator(resolution=resolution, c_dim=c_dim, **to_dict(config.discriminator)).to(device)
-    average = copy.deepcopy(g).eval().requires_grad_(False)
-    lazy = config.r1_every / (config.r1_every + 1)  # R1 has steps of its own: D moves (r + 1) times in r batches
-    return Players(
-        g,
-        d,
-        average,
-        _adam(g, config.g_optim),
-        _adam(d, config.d_optim, lazy),
-        Adaptive(config.augment),
-    )
-
-
-def _adam(network: nn.Module, config: AdamConfig, lazy: float = 1.0) -> torch.optim.Adam:
-    betas = (float(config.beta1) ** lazy, float(config.beta2) ** lazy)
-    return torch.optim.Adam(network.parameters(), lr=config.lr * lazy, betas=betas, fused=True)
-
-
-def networks(players: Players) -> dict[str, nn.Module]:
-    return {"g": players.g, "d": players.d, "average": players.average}
-
-
-def optimisers(players: Players) -> dict[str, torch.optim.Optimizer]:
-    return {"g_optimiser": players.g_optimiser, "d_optimiser": players.d_optimiser}
+def _transfer(players: Players, config: Config) -> None:
+    """Takes from another run every tensor of the same name and shape; the averages start from its average."""
+    found = checkpoint.chosen(config.transfer.run)
+    if "average" not in found.tensors:
+        raise UserError(f"transfer.run={config.transfer.run} holds no generator; give the run_dir of gan")
+    given = {"g": found.tensors["g"], "d": found.tensors["d"]}
+    for name, network in players.networks().items():
+        theirs, own = given.get(name, found.tensors["average"]), network.state_dict()
+        taken = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
+        network.load_state_dict({**own, **taken})
+        left = sorted(own.keys() - taken.keys())
+        log.info("%s: %d of %d tensors from %s", name, len(taken), len(own), found.path)
+        if left:
+            log.warning("%s starts anew in %s", name, ", ".join(left[:4]) + (" ..." if len(left) > 4 else ""))
 
 
 class Fixed:
@@ -286,15 +179,28 @@ class Means:
         return means
 
 
-def save(rt: runtime.Runtime, config: Config, players: Players, images: int, shards: Shards, known: Features):
+def save(
+    rt: runtime.Runtime,
+    config: Config,
+    players: Players,
+    images: int,
+    shards: Shards,
+    known: Features,
+    best: dict | None,
+) -> None:
     if rt.main:
+        g = players.g
+        shape = {"resolution": g.resolution, "c_dim": g.c_dim, "img_channels": g.img_channels}
         state = {
-            "generator": {"resolution": players.g.resolution, "c_dim": players.g.c_dim, **to_dict(config.generator)},
-            "augment": players.augment.state_dict(),
+            "generator": {**shape, **to_dict(config.generator)},
+            "players": players.state_dict(),
+            "ema": [config.ema_half_life, *config.ema_more],
             "data": about_data(shards),
             "encoder_digest": known.meta["encoder_digest"],
+            "best": best,
         }
-        checkpoint.save_run(rt.run_dir, images, networks(players), optimisers(players), state)
+        select = config.evaluate.select if best is not None else None
+        checkpoint.save_run(rt.run_dir, images, players.networks(), players.optimisers(), state, select)
     barrier()
 
 
@@ -303,23 +209,18 @@ def to_float(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def _check_batch(config: Config, processes: int) -> None:
-    step = processes * config.discriminator.mbstd_group
-    if config.batch % step:
-        fit = sorted({max(config.batch // step, 1) * step, (config.batch // step + 1) * step})
-        raise UserError(
-            f"batch={config.batch} does not give each of {processes} processes whole groups of discriminator."
-            f"mbstd_group={config.discriminator.mbstd_group}; set batch to "
-            f"{' or '.join(map(str, fit))}, or another group"
-        )
-
-
-def _check_images(config: Config, shards: Shards) -> None:
+def _check_images(config: Config, shards: Shards) -> int | list[int]:
+    """The size of the images, a side or [height, width], which the networks can draw."""
     if not shards.has_images:
         raise UserError(f"{config.loader.index} has no images; a generator needs data with images")
     height, width, _ = shards.index["shape"]["image"]
-    if height != width or height < 16 or height & (height - 1):
+    resolution = height if height == width else [height, width]
+    sizes_up_to(resolution)
+    if config.resolution is not None and resolution != config.resolution:
         raise UserError(
-            f"{config.loader.index} holds images of {height} x {width} px, but a generator draws squares whose side is "
-            "a power of two from 16 on; run prepare again with image_size=32"
+            f"resolution={config.resolution}, but {config.loader.index} holds images of {height}x{width} px; set "
+            "resolution to the data's, as the preset is computed from it"
         )
+    if config.preset == "auto" and config.gpus != world_size():
+        log.warning("preset=auto was computed for gpus=%d, but %d processes run", config.gpus, world_size())
+    return resolution

@@ -22,6 +22,20 @@ MEANING = {  # how each figure was obtained, by its name without judge and condi
     "generate/class_accuracy": "share of pictures in which the judge network sees the class of the trial",
     "generate/fid": "Fréchet distance of the judge's features, generated to held-out real pictures; lower is better",
     "generate/kid": "kernel distance of the judge's features (unbiased); lower is better, 0 is equal",
+    "generate/kid_train": "the same to training pictures; far below that to held-out ones, the generator memorises",
+    "generate/intra_fid": "mean over classes of the Fréchet distance within the class; lower is better",
+    "generate/inception_score": "how sure and how varied the judge's classes are; at least 1, higher is better",
+    "generate/probe_accuracy": "share of pictures in which a linear probe, fitted on the judge's features of real "
+    "training pictures, sees the class of the trial",
+    "generate/density": "in how many real neighbourhoods a generated picture lies, of 5; real ones score about 1",
+    "generate/coverage": "share of real pictures with a generated one in their neighbourhood",
+    "generate/diversity": "distance of pictures of one condition in the judge's features; 0 ignores the noise. Of real "
+    "pictures: within a class",
+    "generate/perceptual_diversity": "the same place by place, in the judge's feature maps",
+    "generate/nearest_train": "distance to the nearest training picture in the judge's features",
+    "generate/copies": "share of pictures nearer to training than 95 % of held-out pictures are; 5 % is usual",
+    "generate/ppl": "squared speed of the picture along paths between styles, in the judge's distance; lower is "
+    "smoother, and not comparable with published ones",
     "generate/precision": "share of generated pictures that lie where real ones lie, in the judge's features",
     "generate/recall": "share of real pictures that lie where generated ones lie, in the judge's features",
     "generate/pixcorr": "correlation of the pixels of seen and generated picture",

@@ -11,8 +11,9 @@ from test_bad_input import refused
 from eeg_gan import cli
 from eeg_gan.config import UserError, from_dict
 from eeg_gan.data import features
+from eeg_gan.metrics import detectors
 from eeg_gan.metrics.detectors import CIFAR_CLASSES, DetectorConfig, logit_columns, shown_name
-from eeg_gan.stages import evaluate, gan
+from eeg_gan.stages import gan
 from eeg_gan.stages.loading import _same_data, spread
 
 
@@ -82,7 +83,7 @@ def test_spread_reaches_over_everything():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["batch=12", "discriminator.mbstd_group=5"], "must divide"),
+        (["batch=12", "discriminator.mbstd_group=5"], "whole groups"),
         (["checkpoint_every=0"], "checkpoint_every and snapshot_every"),
         (["seed=-1"], "seed is 0 or more"),
         (["g_optim.schedule=cosine"], "unknown key g_optim.schedule"),
@@ -99,12 +100,13 @@ def test_gan_batch_that_does_not_fit_the_processes(capsys, tmp_path, monkeypatch
     assert "batch=16" in said and "set batch to 12 or 24" in said and not (tmp_path / "g").exists()
 
 
-def test_gan_needs_square_pictures(capsys, runs, shards, tmp_path):
+def test_gan_needs_sides_that_can_be_halved(capsys, runs, shards, tmp_path):
     index = json.loads(shards.read_text())
-    index["shape"]["image"] = [16, 24, 3]
+    index["shape"]["image"] = [17, 24, 3]
     shards.write_text(json.dumps(index))
     words = ["gan", debug("gan"), *commands(runs)["gan"], f"loader.index={shards}", f"run_dir={tmp_path}/g"]
-    assert "16 x 24 px" in refused(capsys, words) and "image_size=32" in refused(capsys, words)
+    said = refused(capsys, words)
+    assert "images are 17x24 px" in said and "run prepare again" in said
 
 
 def test_adam_of_the_generator_keeps_its_keys():
@@ -130,10 +132,11 @@ def test_logits_are_named():
         logit_columns(resnet, 10, None, ("zebra",))
 
 
-def test_a_judge_without_names_gives_distances_alone(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "logit_columns", lambda *_: None)
+def test_a_judge_without_names_is_probed(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(detectors, "logit_columns", lambda *_: None)
     words = ["evaluate", debug("evaluate"), *commands(runs)["evaluate"], "lda=false", f"run_dir={tmp_path}/r"]
     assert cli.main(words) == 0
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert "generate/fid[untrained-classifier]_real" in metrics
     assert not [name for name in metrics if "class_accuracy" in name]
+    assert metrics["generate/probe_accuracy[untrained-classifier]_real"]["chance"] == 0.25

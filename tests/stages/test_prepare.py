@@ -201,7 +201,7 @@ def test_memory_that_is_not_there_is_refused_with_both_numbers(data, tmp_path, m
     source.peak_bytes = 3 * 2**30
     monkeypatch.setattr(memory, "available", lambda: 5 * 2**30)
     prepare._check_memory(source, config)
-    with pytest.raises(UserError, match=r"source folder in 2 processes takes 6.0 GiB.*5.0 GiB are available; lower workers"):
+    with pytest.raises(UserError, match=r"in 2 processes takes 6.0 GiB.*5.0 GiB are available; lower workers"):
         prepare._check_memory(source, replace(config, workers=1))
 
 

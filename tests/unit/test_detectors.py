@@ -1,14 +1,20 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from eeg_gan.config import UserError
-from eeg_gan.metrics import detectors
+from eeg_gan.metrics import detectors, inception
 from eeg_gan.metrics.detectors import (
     DETECTORS,
     DetectorConfig,
     ResNet56,
     SmallClassifier,
+    SqueezeNet,
     augmented,
     build_detector,
     fit_classifier,
@@ -107,3 +113,75 @@ def test_inception_refuses_a_file_that_could_run_code(tmp_path):
     torch.save({"weights": detectors.SmallClassifier(2)}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="not a plain file of tensors"):
         build_detector(DetectorConfig(name="inception", weights=str(tmp_path / "bad.pth")))
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_squeezenet_is_the_published_network(tmp_path, size):
+    model = SqueezeNet(size).eval()
+    assert sum(p.numel() for p in model.parameters()) == 722_496  # 1,235,496 less the classifier's 513,000
+    keys = model.state_dict().keys()
+    assert {"features.0.weight", "features.12.expand3x3.bias"} <= keys and len(keys) == 50
+    save_file(model.state_dict(), tmp_path / "squeezenet.safetensors")
+    given = DetectorConfig("squeezenet", str(tmp_path / "squeezenet.safetensors"), image_size=size)
+    images, _ = pictures(3, size=48)
+    features, logits = build_detector(given)(images)
+    assert features.shape == (3, 512) and logits.shape == (3, 0)
+    torch.testing.assert_close(features, model(images)[0])
+    assert [m.shape[1] for m in model.maps(images)] == [64, 128, 256, 512]
+
+
+def test_squeezenet_takes_blue_first_and_grey_means():
+    model, grey = SqueezeNet(32), torch.tensor([123.0, 117.0, 104.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    bias = model.features["0"].bias.relu().view(1, -1, 1, 1)
+    torch.testing.assert_close(model.maps(grey)[0], bias.expand(1, 64, 15, 15))
+
+
+@pytest.mark.skipif(not os.environ.get("EEG_GAN_REAL_DATA"), reason="EEG_GAN_REAL_DATA does not name the folder")
+def test_the_real_squeezenet_is_read_after_conversion(tmp_path):
+    given = Path(os.environ["EEG_GAN_REAL_DATA"], "weights", "squeezenet1_1_notop.pth")
+    words = detectors.CONVERSION.split('python -c "')[1].split('" IN.th')[0]
+    subprocess.run([sys.executable, "-c", words, str(given), str(tmp_path / "s.safetensors")], check=True)
+    detector = build_detector(DetectorConfig("squeezenet", str(tmp_path / "s.safetensors"), label="squeezenet"))
+    features, _ = detector(pictures(4)[0])
+    assert features.shape == (4, 512) and (features >= 0).all() and 0 < features.mean() < 100
+
+
+class Script(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean((2, 3)), images.float().amax((2, 3))
+
+
+def test_a_torchscript_file_judges(tmp_path):
+    torch.jit.script(Script()).save(tmp_path / "own.pt")
+    features, logits = build_detector(DetectorConfig("torchscript", str(tmp_path / "own.pt")))(pictures(3)[0])
+    assert features.shape == logits.shape == (3, 3)
+    (tmp_path / "bad.pt").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="not a TorchScript file"):
+        build_detector(DetectorConfig("torchscript", str(tmp_path / "bad.pt")))
+
+
+@pytest.mark.parametrize("build", [lambda: SmallClassifier(2, 16), ResNet56, lambda: SqueezeNet(32)])
+def test_maps_end_in_the_features_and_follow_small_steps(build):
+    model, (images, _) = build().eval(), pictures(2)
+    torch.testing.assert_close(model.maps(images)[-1].mean((2, 3)), model(images)[0])
+    assert not model(images.float() + 0.25)[0].equal(model(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"name": "torchscript"}, "judges by a file"),
+        ({"name": "tower"}, "belong together"),
+        ({"name": "resnet56", "image_size": 32}, "its own size"),
+        ({"name": "squeezenet", "image_size": 16}, "32 to 256 pixels"),
+    ],
+)
+def test_configs_that_make_no_sense(words, said):
+    with pytest.raises(ValueError, match=said):
+        DetectorConfig(**words)
+
+
+def test_another_inception_file_is_named(tmp_path, caplog):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    inception.weights_file(str(tmp_path / "other.pth"))
+    assert "begins with 6726825d" in caplog.text

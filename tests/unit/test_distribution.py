@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from eeg_gan.metrics.distribution import density_coverage, frechet, kid, precision_recall
+from eeg_gan.metrics import distribution
+from eeg_gan.metrics.distribution import (
+    density_coverage,
+    frechet,
+    frechet_by_class,
+    inception_score,
+    inside,
+    kid,
+    nearest,
+    precision_recall,
+)
 
 
 def test_frechet_is_its_definition():
@@ -54,3 +64,50 @@ def test_density_and_coverage_see_collapse():
     assert 0.8 < density < 1.2 and coverage > 0.85
     assert density_coverage(real, np.zeros((50, 4)))[1] < 0.2
     assert density_coverage(real, fake + 100) == (0.0, 0.0)
+
+
+def test_frechet_of_gaussians_is_the_formula():
+    """Samples whose moments are exact: m = 0 and 1, standard deviations 1, 2 and 3, 1."""
+    corners = np.array([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]) * (3 / 4) ** 0.5  # unbiased variance 1
+    expected = 2 + (1 - 3) ** 2 + (2 - 1) ** 2
+    assert frechet(corners * [1, 2], corners * [3, 1] + 1) == pytest.approx(expected)
+
+
+def test_kid_is_unbiased():
+    """The mean over all splits of one small set in two is 0 to rounding only if it is: the biased one is above 0."""
+    rng = np.random.default_rng(0)
+    values = [kid(*rng.permutation(rng.normal(size=(12, 3))).reshape(2, 6, 3), 1, 6)[0] for _ in range(3000)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 3000**0.5
+
+
+def test_frechet_by_class_leaves_out_what_cannot_be_measured():
+    a = np.arange(12.0).reshape(6, 2)
+    found = frechet_by_class(a, a + 1, np.array([0, 0, 1, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 1]))
+    assert found == pytest.approx({0: 2.0, 1: frechet(a[2:5], a[2:] + 1)})
+
+
+def test_inception_score_of_sure_and_of_blind_predictions():
+    sure = 50 * np.eye(4)[np.arange(40) % 4]
+    assert inception_score(sure, 10) == pytest.approx((4, 0))
+    assert inception_score(np.zeros((40, 4)), 10) == pytest.approx((1, 0))
+    assert inception_score(50 * np.eye(4)[np.zeros(40, int)], 1)[0] == pytest.approx(1)
+
+
+def test_balls_and_nearest_on_a_line():
+    centres, points = np.array([[0.0], [1.0], [3.0]]), np.array([[0.5], [2.0], [9.0]])
+    per_point, per_centre = inside(points, centres, 1)  # radii 1, 1, 2
+    assert per_point.tolist() == [2, 2, 0] and per_centre.tolist() == [1, 2, 1]
+    assert nearest(points, centres).tolist() == [0.5, 1.0, 6.0]
+
+
+def test_parts_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 4)).astype(np.float32), rng.normal(size=(60, 4)).astype(np.float32)
+
+    def figures():
+        return [frechet(a, b), *precision_recall(a, b), *density_coverage(a, b), nearest(a, b).sum()]
+
+    whole = figures()
+    monkeypatch.setattr(distribution, "CHUNK", 7)
+    monkeypatch.setattr(distribution, "ENTRIES", 130)
+    assert figures() == pytest.approx(whole)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from eeg_gan.metrics.perceptual import diversity, pixcorr, ssim
+from eeg_gan.metrics.perceptual import diversity, map_distance, path_lengths, pixcorr, ssim
 from eeg_gan.torchvision_compat import load
 
 
@@ -34,3 +34,18 @@ def test_ssim_is_the_usual_one(images):
 def test_diversity_within_conditions():
     features = np.array([[0.0], [1.0], [5.0], [5.0], [9.0]])
     assert diversity(features, np.array(["a", "a", "b", "b", "c"])).tolist() == [1.0, 0.0]
+
+
+def test_map_distance_sees_direction_alone():
+    up, right = torch.tensor([[[[0.0]], [[2.0]]]]), torch.tensor([[[[5.0]], [[0.0]]]])
+    assert map_distance([up, up], [3 * up, right]).tolist() == [2.0]
+    half = torch.cat([up, right], 3), torch.cat([up, up], 3)
+    assert map_distance([half[0]], [half[1]]).tolist() == [1.0]  # mean over places
+
+
+def test_path_lengths_of_a_linear_generator_are_known():
+    generator = torch.Generator().manual_seed(0)
+    ws, other = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.double)
+    matrix = torch.randn(12, 7, generator=generator, dtype=torch.double)
+    lengths = path_lengths(ws, other, lambda w: w.flatten(1) @ matrix, lambda a, b: (a - b).square().sum(1))
+    torch.testing.assert_close(lengths, ((other - ws).flatten(1) @ matrix).square().sum(1), rtol=1e-6, atol=0)

@@ -46,12 +46,60 @@ def test_configs_build_networks():
         GeneratorConfig(z_dim=0)
 
 
-def test_parameter_count_of_the_usual_network():
+PUBLISHED = {  # parameters of G and D with z and w of 512 and a condition of 128 (10 at 32 px)
+    "auto 128": (128, 128, 16384, 2, "residual", 23_277_469, 26_311_808),
+    "auto 256": (256, 128, 16384, 2, "residual", 23_519_714, 26_430_528),
+    "wacv2024 128": (128, 128, 32768, 2, "orig", 28_080_925, 29_638_912),
+    "stylegan2 256": (256, 128, 32768, 8, "residual", 30_362_530, 31_293_568),
+    "paper256": (256, 128, 16384, 8, "residual", 25_095_650, 26_430_528),
+    "cifar 32": (32, 10, 32768, 2, "orig", 20_215_315, 23_089_664),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_of_the_published_networks(name):
+    resolution, c_dim, base, map_layers, architecture, n_g, n_d = PUBLISHED[name]
     with torch.device("meta"):
-        G, D = Generator(512, 128, 512, 128), Discriminator(128, 128, mbstd_group=4, map_layers=8)
-    assert sum(p.numel() for p in G.parameters()) / 1e6 == pytest.approx(23.3, abs=0.1)
-    assert sum(p.numel() for p in D.parameters()) / 1e6 == pytest.approx(26.3, abs=0.1)
-    assert G.num_ws == 12
+        G = Generator(512, c_dim, 512, resolution, channel_base=base, map_layers=map_layers)
+        D = Discriminator(resolution, c_dim, channel_base=base, map_layers=8, architecture=architecture)
+    assert sum(p.numel() for p in G.parameters()) == n_g
+    assert sum(p.numel() for p in D.parameters()) == n_d
+
+
+@pytest.mark.parametrize("size", [32, (32, 48)])
+@pytest.mark.parametrize("g_architecture", ["skip", "residual", "orig"])
+@pytest.mark.parametrize("d_architecture", ["skip", "residual", "orig"])
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+def test_architectures_sizes_channels_and_half_types(size, g_architecture, d_architecture, half):
+    torch.manual_seed(0)
+    G = Generator(6, 5, 7, size, 4, **SIZES, architecture=g_architecture, clamp=256.0)
+    D = Discriminator(size, 5, 4, **SIZES, mbstd_group=2, architecture=d_architecture, two_heads=True, clamp=256.0)
+    z, c = torch.randn(2, 6), torch.randn(2, 5)
+    expected = G(z, c)
+    G.precision = D.precision = layers.Precision(half, 2)
+    images = G(z, c)
+    assert images.shape == (2, 4, *G.size) and images.dtype == torch.float32
+    torch.testing.assert_close(images, expected, atol=0.05, rtol=0.05)
+    unconditional, conditional = D.heads(images, c)
+    assert conditional.equal(D(images, c)) and conditional.dtype == torch.float32
+    (unconditional + conditional).sum().backward()
+    for network in (G, D):
+        assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_the_transition_starts_without_the_condition():
+    torch.manual_seed(0)
+    G = Generator(6, 5, 7, 16, **SIZES, conditioning="transitional")
+    z, c = torch.randn(2, 6), torch.randn(2, 5)
+    assert G(z, c, weight=0.0).equal(G(z, c.roll(1, 0), weight=0.0))
+    assert not torch.allclose(G(z, c, weight=0.5), G(z, c.roll(1, 0), weight=0.5))
+
+
+def test_float16_convolution_does_not_overflow():
+    x, style = torch.randn(2, 4, 6, 6), torch.randn(2, 4) * 1e4
+    weight = torch.randn(5, 4, 3, 3) * 1e3
+    expected = layers.modulated_conv2d(x, weight, style)
+    torch.testing.assert_close(layers.modulated_conv2d(x.half(), weight, style).float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_generator_is_deterministic_and_noise_modes_differ_only_by_strength():
@@ -77,7 +125,8 @@ def test_average_w_moves_only_when_asked():
     G(z, c)
     G(z, c, psi=0.5)
     assert all(value.equal(before[name]) for name, value in G.state_dict().items())
-    w = G.mapping(z, c, update_average=True)[:, 0]
+    w = G.mapping(z, c)[:, 0]
+    G.mapping_network.follow(w)
     torch.testing.assert_close(G.mapping_network.w_average, 0.005 * w.mean(dim=0).detach())
 
 
@@ -157,7 +206,12 @@ def test_equalised_rate_keeps_the_variance():
         assert y.std().item() == pytest.approx(1.0, abs=0.05) and y.mean().item() == pytest.approx(2.0, abs=0.05)
 
 
-@pytest.mark.parametrize("resolution", [8, 24, 2048])
-def test_resolutions(resolution):
-    with pytest.raises(ValueError, match="power of two from 16 to 1024"):
+@pytest.mark.parametrize("resolution", [8, 17, 36, 2048, (64, 17)])
+def test_sizes_that_cannot_be_drawn(resolution):
+    with pytest.raises(ValueError, match="times a power of two.* such as [0-9]+x[0-9]+"):
         small_generator(resolution=resolution)
+
+
+def test_sizes_are_a_base_times_powers_of_two():
+    assert layers.sizes_up_to(32) == [(4, 4), (8, 8), (16, 16), (32, 32)]
+    assert layers.sizes_up_to((96, 128))[0] == (6, 8) and layers.sizes_up_to(48)[0] == (6, 6)

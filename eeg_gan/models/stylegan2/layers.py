@@ -4,6 +4,7 @@ Feature maps are kept in channels_last. N batch, C channel, H W pixel, L synthes
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,23 @@ from torch import Tensor, nn
 
 from eeg_gan.config import UserError
 from eeg_gan.distributed import mean_over_ranks
-from eeg_gan.ops import bias_act, setup_filter, upfirdn2d
+from eeg_gan.ops import bias_act, setup_filter, upfirdn2d, upsample2d
 
 TAPS = (1, 3, 3, 1)
 EPS = 1e-8
+HALF_GAIN = math.sqrt(0.5)  # of each branch where two of equal variance are added
+
+
+class Precision:
+    """In which type the levels of a network compute: the highest few may use a half type, the others do not."""
+
+    def __init__(self, half: torch.dtype | None = None, n_highest: int = 0):
+        self.half, self.n_highest = half, n_highest
+
+    def at(self, level: int, levels: int, like: Tensor) -> torch.dtype:
+        """The type of a level, 0 being the base size; `like` has the type of the others."""
+        return self.half if self.half is not None and level >= levels - self.n_highest else like.dtype
+
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -48,7 +62,7 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution at equal size, or at half size after a low-pass; `gain` multiplies the result."""
+    """A convolution: at equal size, at half size after a low-pass, at double size before one; `gain` multiplies it."""
 
     def __init__(
         self,
@@ -57,27 +71,34 @@ class Conv2d(nn.Module):
         kernel: int,
         bias: bool = True,
         act: str = "linear",
+        up: int = 1,
         down: int = 1,
         gain: float = 1.0,
+        clamp: float | None = None,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
         self.scale = 1 / math.sqrt(n_in * kernel**2)
-        self.down, self.act, self.gain = down, act, gain
-        self.register_buffer("taps", setup_filter(TAPS) if down > 1 else None, persistent=False)
+        self.up, self.down, self.act, self.gain = up, down, act, gain
+        self.clamp = None if clamp is None else clamp * gain
+        self.register_buffer("taps", setup_filter(TAPS) if up * down > 1 else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.shape[2]
         linear = self.act == "linear"
-        weight = self.weight * (self.scale * self.gain if linear else self.scale)
-        if self.down == 1:
-            x = F.conv2d(x, weight, padding=kernel // 2)
-        else:
+        weight = (self.weight * (self.scale * self.gain if linear else self.scale)).to(x.dtype)
+        if self.up > 1:
+            x = conv_up2d(x, weight, self.taps)
+        elif self.down > 1:
             x = conv_down2d(x, weight, self.taps)
-        if linear:
-            return x if self.bias is None else bias_act(x, self.bias * self.gain)
-        return bias_act(x, self.bias, act=self.act, gain=math.sqrt(2) * self.gain)
+        else:
+            x = F.conv2d(x, weight, padding=kernel // 2)
+        if not linear:
+            return bias_act(x, self.bias, act=self.act, gain=math.sqrt(2) * self.gain, clamp=self.clamp)
+        if self.bias is None and self.clamp is None:
+            return x
+        return bias_act(x, None if self.bias is None else self.bias * self.gain, clamp=self.clamp)
 
 
 def conv_down2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
@@ -89,7 +110,9 @@ def conv_down2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
 
 
 def conv_up2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C', 2H, 2W]: a 3x3 transposed convolution with stride 2, then a low-pass."""
+    """[N, C, H, W] -> [N, C', 2H, 2W]: a transposed convolution with stride 2, then a low-pass; 1x1 goes first."""
+    if weight.shape[2] == 1:
+        return upsample2d(F.conv2d(x, weight), taps)
     x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
     return upfirdn2d(x, taps, padding=1, gain=4)
 
@@ -104,10 +127,14 @@ def modulated_conv2d(
 ) -> Tensor:
     """A convolution with the weights weight * style of each sample, unfused; `taps` given means up by two.
 
-    x [N, C, H, W], weight [C', C, k, k], style [N, C]; noise [N or 1, 1, H', W'] joins demodulation.
+    x [N, C, H, W], weight [C', C, k, k], style [N, C]; noise [N or 1, 1, H', W'] joins demodulation. Demodulation does
+    not depend on the scale of weights and styles, so in float16 both are brought below 1, where nothing overflows.
     """
+    if demodulate and x.dtype == torch.float16:
+        weight, style = below_one(weight, style)
     x = x * style.to(x.dtype)[:, :, None, None]
-    y = F.conv2d(x, weight, padding=weight.shape[2] // 2) if taps is None else conv_up2d(x, weight, taps)
+    own = weight.to(x.dtype)
+    y = F.conv2d(x, own, padding=own.shape[2] // 2) if taps is None else conv_up2d(x, own, taps)
     if not demodulate:
         return y if noise is None else y + noise
     factor = demodulation(weight, style).to(y.dtype)[:, :, None, None]
@@ -121,30 +148,49 @@ def demodulation(weight: Tensor, style: Tensor) -> Tensor:
         return (style.square() @ weight.square().sum(dim=(2, 3)).T + EPS).rsqrt()
 
 
-class StyledConv(nn.Module):
-    """Modulated 3x3 convolution, noise with a learned strength, bias and leaky ReLU."""
+def below_one(weight: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights with the largest of each output channel at 1 / sqrt(fan-in), styles with the largest of a sample at 1."""
+    fan_in = weight[0].numel()
+    weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(EPS) * math.sqrt(fan_in))
+    return weight, style / style.abs().amax(dim=1, keepdim=True).clamp_min(EPS)
 
-    def __init__(self, n_in: int, n_out: int, w_dim: int, resolution: int, up: bool):
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 convolution, noise with a learned strength, bias and leaky ReLU; `gain` multiplies the result."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        w_dim: int,
+        size: tuple[int, int],
+        up: bool,
+        gain: float = 1.0,
+        clamp: float | None = None,
+    ):
         super().__init__()
         self.affine = Linear(w_dim, n_in, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+        self.register_buffer("noise_const", torch.randn(1, 1, *size))
         self.register_buffer("taps", setup_filter(TAPS) if up else None, persistent=False)
         self.scale = 1 / math.sqrt(n_in * 9)
+        self.gain = math.sqrt(2) * gain
+        self.clamp = None if clamp is None else clamp * gain
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         noise = None if noise is None else noise * self.noise_strength
         x = modulated_conv2d(x, self.weight * self.scale, self.affine(w), taps=self.taps, noise=noise)
-        return bias_act(x, self.bias, act="lrelu")
+        return bias_act(x, self.bias, act="lrelu", gain=self.gain, clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution to image channels, without demodulation."""
 
-    def __init__(self, n_in: int, img_channels: int, w_dim: int):
+    def __init__(self, n_in: int, img_channels: int, w_dim: int, clamp: float | None = None):
         super().__init__()
+        self.clamp = clamp
         self.affine = Linear(w_dim, n_in, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(img_channels, n_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(img_channels))
@@ -152,11 +198,15 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         x = modulated_conv2d(x, self.weight * self.scale, self.affine(w), demodulate=False)
-        return x + self.bias.to(x.dtype)[:, None, None]
+        return bias_act(x, self.bias, clamp=self.clamp)
 
 
 class Mapping(nn.Module):
-    """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim]; either dimension may be 0."""
+    """z [N, z_dim] and c [N, c_dim] -> w [N, w_dim]; either dimension may be 0.
+
+    The embedded condition stands beside z (concat), or is added, with a weight, to what the first layer makes of z
+    (transitional; Shahbazi et al. 2022, arXiv 2201.06578): with weight 0 the network is an unconditional one.
+    """
 
     def __init__(
         self,
@@ -166,30 +216,55 @@ class Mapping(nn.Module):
         layers: int,
         w_average_decay: float | None = 0.995,
         lr_multiplier: float = 0.01,
+        transitional: bool = False,
+        whiten: bool = False,
     ):
         super().__init__()
         if z_dim + c_dim == 0:
             raise ValueError("a mapping network needs an input: z_dim and c_dim are both 0; raise one of them")
-        self.z_dim, self.c_dim = z_dim, c_dim
+        if transitional and not (z_dim and c_dim):
+            raise ValueError(f"a transition needs z and a condition; z_dim is {z_dim}, c_dim is {c_dim}")
+        self.z_dim, self.c_dim, self.transitional = z_dim, c_dim, transitional
         self.embed = Linear(c_dim, w_dim) if c_dim else None
-        widths = [z_dim + (w_dim if c_dim else 0)] + [w_dim] * layers
+        widths = [z_dim + (w_dim if c_dim and not transitional else 0)] + [w_dim] * layers
         pairs = zip(widths, widths[1:], strict=False)
         self.layers = nn.ModuleList([Linear(a, b, lr_multiplier=lr_multiplier, act="lrelu") for a, b in pairs])
         self.decay = w_average_decay
         self.register_buffer("w_average", torch.zeros(w_dim) if w_average_decay is not None else None)
+        self.register_buffer("c_mean", torch.zeros(c_dim) if whiten else None)
+        self.register_buffer("c_whitening", torch.eye(c_dim) if whiten else None)
 
-    def forward(self, z: Tensor | None, c: Tensor | None = None, update_average: bool = False) -> Tensor:
-        inputs = [unit_second_moment(z)] if self.z_dim else []
-        if self.embed is not None:
-            assert c is not None, f"this network is conditioned on c [N, {self.c_dim}]"
-            inputs.append(unit_second_moment(self.embed(c)))
-        x = torch.cat(inputs, dim=1)
-        for layer in self.layers:
+    def forward(self, z: Tensor | None, c: Tensor | None = None, weight: float = 1.0) -> Tensor:
+        x = unit_second_moment(z) if self.z_dim else None
+        condition = self.embed_condition(c) if self.embed is not None else None
+        if self.transitional:
+            x = self.layers[0](x) + weight * condition
+        else:
+            x = self.layers[0](torch.cat([part for part in (x, condition) if part is not None], dim=1))
+        for layer in self.layers[1:]:
             x = layer(x)
-        if update_average:
-            mean = mean_over_ranks(x.detach().to(self.w_average.dtype).mean(dim=0))
-            self.w_average.lerp_(mean, 1 - self.decay)
         return x
+
+    def embed_condition(self, c: Tensor | None) -> Tensor:
+        """[N, w_dim] with unit second moment; a condition of zeros stands for none and stays zero."""
+        assert c is not None, f"this network is conditioned on c [N, {self.c_dim}]"
+        known = (c != 0).any(dim=1, keepdim=True)
+        if self.c_whitening is not None:
+            c = (c - self.c_mean) @ self.c_whitening
+        return torch.where(known, unit_second_moment(self.embed(c)), 0.0)
+
+    @torch.no_grad()
+    def fit_whitening(self, c: Tensor, floor: float = 0.01) -> None:
+        """Principal axes of training conditions [N, c_dim] at equal variance, none above 1 / floor of the largest."""
+        centred = c.double() - c.double().mean(dim=0)
+        values, axes = torch.linalg.eigh(centred.T @ centred / len(c))
+        self.c_mean.copy_(c.mean(dim=0))
+        self.c_whitening.copy_(axes * values.clamp_min(values[-1] * floor).rsqrt())
+
+    @torch.no_grad()
+    def follow(self, w: Tensor) -> None:
+        """Moves the average w towards the mean over this rank's batch w [N, w_dim] and over ranks."""
+        self.w_average.lerp_(mean_over_ranks(w.to(self.w_average.dtype).mean(dim=0)), 1 - self.decay)
 
 
 def minibatch_deviation(x: Tensor, group: int) -> Tensor:
@@ -215,11 +290,25 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
     return max(min(channel_base // resolution, channel_max), 1)
 
 
-def resolutions_up_to(resolution: int) -> list[int]:
-    """[4, 8, .., resolution]."""
-    if resolution not in [2**k for k in range(4, 11)]:
+def sizes_up_to(resolution: int | Sequence[int]) -> list[tuple[int, int]]:
+    """[(4, 4), (8, 8), .., (H, W)]: images of one side or of [height, width], halved while both sides stay 4 or more.
+
+    The smallest size is the base; its shorter side is 4 to 7, so that any H x W is base times a power of two.
+    """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    sizes = [(height, width)]
+    while min(sizes[0]) >= 8 and sizes[0][0] % 2 == sizes[0][1] % 2 == 0:
+        sizes.insert(0, (sizes[0][0] // 2, sizes[0][1] // 2))
+    if not (16 <= min(height, width) and max(height, width) <= 1024 and min(sizes[0]) < 8 and len(sizes) > 1):
+        near = ", ".join(f"{h}x{w}" for h, w in sorted({(_fitting(height, k), _fitting(width, k)) for k in (3, 4, 5)}))
         raise UserError(
-            f"the resolution is a power of two from 16 to 1024 px; got {resolution}; "
-            "run prepare again with image_size=32"
+            f"images are {height}x{width} px, but a generator draws 16 to 1024 px with the shorter side 4, 5, 6 or 7 "
+            f"times a power of two and the other a multiple of that power, such as {near}; run prepare again with "
+            "such an image_size"
         )
-    return [2**k for k in range(2, resolution.bit_length())]
+    return sizes
+
+
+def _fitting(side: int, doublings: int) -> int:
+    step = 2**doublings
+    return min(max(16, round(side / step) * step), 1024)

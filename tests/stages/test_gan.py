@@ -1,0 +1,65 @@
+"""The gan stage by its front door: transfer, further averages, divergence, sizes that cannot be drawn."""
+
+import torch
+from conftest import commands, debug
+
+from eeg_gan import cli
+from eeg_gan.stages import gan, gan_steps
+from eeg_gan.training import checkpoint
+from eeg_gan.training.log import read_stats
+
+
+def words(runs, folder, *more):
+    return ["gan", debug("gan"), f"run_dir={folder}", *commands(runs)["gan"], *more]
+
+
+def test_transfer_takes_what_fits_and_says_what_not(tmp_path, runs, caplog):
+    more = ["generator.architecture=residual", "total_images=16", f"transfer.run={runs}/gan", "transfer.freeze_d=1"]
+    assert cli.main(words(runs, tmp_path / "t", *more)) == 0
+    assert "tensors from" in caplog.text and "starts anew in skips.0.weight" in caplog.text
+    source, own = checkpoint.chosen(runs / "gan"), checkpoint.newest(tmp_path / "t")
+    frozen = "from_rgb.0.weight"
+    assert own.tensors["d"][frozen].equal(source.tensors["d"][frozen])
+    assert not own.tensors["d"]["conv.weight"].equal(source.tensors["d"]["conv.weight"])
+    torch.testing.assert_close(own.tensors["g"]["constant"], source.tensors["g"]["constant"], atol=0.1, rtol=0)
+
+
+def test_every_average_is_kept_and_read(runs):
+    found = checkpoint.chosen(runs / "gan")
+    assert {"average", "average-500"} <= found.tensors.keys() and found.state["ema"] == [2000, 500]
+    row = read_stats(runs / "gan")[-1]
+    for tag in ("gradient/G (norm)", "path/mean length (1)", "images/per distinct picture (count)"):
+        assert row[tag] > 0, tag
+
+
+def test_a_run_that_diverges_goes_back_a_few_times_and_gives_up(tmp_path, runs, monkeypatch, capsys, caplog):
+    """Every real picture turns bad after 64 images, so each return meets the same fate."""
+    whole = gan_steps.step_generator
+
+    def broken(batch):
+        if batch.images >= 64:
+            with torch.no_grad():
+                batch.players.g.constant.grad = None
+            monkeypatch.setattr(gan_steps, "generator_loss", lambda logits: logits.mean() * float("nan"))
+        return whole(batch)
+
+    monkeypatch.setattr(gan, "step_generator", broken)
+    more = ["guard.every=2", "guard.bad_steps=1", "guard.rollbacks=2"]
+    assert cli.main(words(runs, tmp_path / "d", *more)) == 2
+    assert caplog.text.count("going back to 64 images") == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert checkpoint.newest(tmp_path / "d").images == 64
+
+
+def test_a_half_type_trains_and_generates_in_full(tmp_path, runs):
+    more = ["precision=bfloat16", "half_levels=2", "total_images=32"]
+    assert cli.main(words(runs, tmp_path / "h", *more)) == 0
+    given = [f"gan={tmp_path}/h", f"features={runs}/embed", f"run_dir={tmp_path}/i"]
+    assert cli.main(["generate", debug("generate"), *given]) == 0
+
+
+def test_the_transition_is_logged(tmp_path, runs):
+    more = ["generator.conditioning=transitional", "discriminator.two_heads=true", "condition.transition=[32, 96]"]
+    assert cli.main(words(runs, tmp_path / "f", *more, "snapshot_every=32")) == 0
+    weights = [row["condition/weight (0 to 1)"] for row in read_stats(tmp_path / "f")]
+    assert weights == [0, 0.25, 0.75, 1]
