@@ -10,7 +10,7 @@ from conftest import commands, debug
 from PIL import Image
 
 from eeg_gan import cli
-from eeg_gan.stages.generate import rounds
+from eeg_gan.stages.generate_draw import rounds
 
 
 def test_one_process_draws_in_batches():
