@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from eeg_gan.config import UserError
 from eeg_gan.data.loader import LoaderConfig
@@ -65,10 +64,10 @@ class Config:
     per_trial: int = 1  # images per trial, each from its own z
     seeds: tuple[int, ...] | None = None  # instead of per_trial: one image per trial and seed, z being the seed's
     psi: float = 1.0  # truncation: 1 is none, less is more typical
-    towards: Literal["condition", "global"] = "condition"  # truncation pulls to the mean w of the own condition or of all
+    towards: Literal["condition", "global"] = "condition"  # whose mean w truncation pulls to
     cutoff: int | None = None  # truncation of so many first layers; null pulls all
     noise: Literal["const", "random", "none"] = "const"  # of the layers: the network's own, each image's own, or none
-    grid: Literal["spread", "trials", "classes"] = "spread"  # grid.png: 64 images, or labelled rows of trials or classes
+    grid: Literal["spread", "trials", "classes"] = "spread"  # grid.png: 64 images, or labelled rows
     keys: tuple[str, ...] | None = None  # the trials (classes, pictures) to draw, by name; null takes all
     limit: int | None = None  # at most so many trials, evenly spread; null takes all
     batch: int = 64  # images at a time
@@ -129,7 +128,7 @@ def described(config: Config, state: dict) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in names}, "confounded": state["data"]["confounded"]}
 
 
-def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions: Tensor, about: dict) -> str:
+def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:
     """One file per trial and z, a grid of them, and the manifest that later stages read."""
     folder = rt.run_dir / "images"
     folder.mkdir(exist_ok=True)
@@ -147,7 +146,7 @@ def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys,
     return f"{total} images of {_whose(config)} ({config.condition} EEG)"
 
 
-def draw_walk(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions: Tensor, about: dict) -> str:
+def draw_walk(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:
     """strip.png, the moving picture, and walk.json."""
     frames: list[Image.Image] = []
 

@@ -39,11 +39,13 @@ def sheet(cells: Sequence[Sequence[Image.Image | None]], rows: Sequence[str], co
     width, height = next(cell.size for row in shown for cell in row if cell is not None)
     font = ImageFont.load_default(size=11)
     margin = max([round(font.getlength(name)) + 8 for name in rows if name] or [0])
-    top = 18 if any(columns) else 0
+    lines = max(name.count("\n") + 1 for name in columns)
+    top = 4 + 14 * lines if any(columns) else 0
     whole = Image.new("RGB", (margin + width * len(columns), top + height * len(cells)), WHITE)
     pen = ImageDraw.Draw(whole)
     for j, name in enumerate(columns):
-        pen.text((margin + j * width + 3, 3), _fitting(name, font, width - 4), fill=BLACK, font=font)
+        shortened = "\n".join(_fitting(line, font, width - 4) for line in name.split("\n"))
+        pen.text((margin + j * width + 3, 2), shortened, fill=BLACK, font=font)
     for i, (name, row) in enumerate(zip(rows, shown, strict=True)):
         pen.text((4, top + i * height + height // 2 - 7), name, fill=BLACK, font=font)
         for j, cell in enumerate(row):
@@ -145,6 +147,6 @@ def mixtures(generator: Generator, config: Any, keys: list[str], conditions: Ten
         mixed[:, first:last] = ws_columns[:, first:last]
         line = paint(generator, config, torch.cat([ws[None], mixed]), noise * (len(columns) + 1))
         cells.append([to_pil(picture) for picture in line])
-    named = [[f"{keys[trial]} {seed}" for trial, seed in pairs] for pairs in (rows, columns)]
-    about = {"layers": [first, last], "rows": named[0], "columns": named[1]}
-    return sheet(cells, ["", *named[0]], ["", *named[1]]), about
+    named = [[f"{keys[trial]}{gap}seed {seed}" for trial, seed in own] for own, gap in ((rows, " "), (columns, "\n"))]
+    about = {name: [[keys[trial], seed] for trial, seed in own] for name, own in (("rows", rows), ("columns", columns))}
+    return sheet(cells, ["", *named[0]], ["", *named[1]]), {"layers": [first, last], **about}

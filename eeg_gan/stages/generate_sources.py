@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from eeg_gan.config import UserError
+from eeg_gan.data.features import Features
 from eeg_gan.data.loader import Reader
 from eeg_gan.distributed import generator_at
 from eeg_gan.models.image_tower import build_tower
@@ -93,7 +94,7 @@ def file_name(key: str) -> str:
 
 
 def from_features(config: Any, generator: Generator, state: dict, device: torch.device) -> Source:
-    known = _features(config, generator, state)
+    known = features_of(config, generator, state)
     keys = keys_of(known, config.split)
     rows = known.rows(keys)
     files = [Path(config.features) / "features.json"]
@@ -102,7 +103,7 @@ def from_features(config: Any, generator: Generator, state: dict, device: torch.
 
 def from_class_means(config: Any, generator: Generator, state: dict, device: torch.device) -> Source:
     """The mean feature of each class's training trials, as long as a training trial's is on average."""
-    known, shards = _features(config, generator, state), open_shards(config.loader, ("train",))
+    known, shards = features_of(config, generator, state), open_shards(config.loader, ("train",))
     if shards.split_digest != state["data"]["split_digest"]:
         raise UserError(f"{config.loader.index} is another division of the trials than {config.gan} was trained on")
     rows, labels = known.rows(shards.keys("train")), torch.from_numpy(shards.labels("train"))
@@ -196,7 +197,7 @@ def read_image(path: str | Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _features(config: Any, generator: Generator, state: dict):
+def features_of(config: Any, generator: Generator, state: dict) -> Features:
     """The features, which must be what the generator was trained on: division, length, and encoder of the EEG."""
     known = load_features(config.features, state["data"]["split_digest"], config.gan)
     dim = known.features.shape[1]
