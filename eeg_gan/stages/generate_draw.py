@@ -76,9 +76,8 @@ def mean_ws(generator: Generator, c: Tensor, seed: int) -> Tensor:
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Between vectors [D]: directions along the great circle, lengths linearly; opposite ones have no such circle."""
     length_a, length_b = a.norm(), b.norm()
-    cosine = (a @ b / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1)
-    angle = math.acos(float(cosine))
-    if math.sin(angle) < 1e-4:
+    angle = math.acos(float((a @ b / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1)))
+    if math.sin(angle) < 1e-4 or not (length_a > 0 and length_b > 0):
         return a.lerp(b, t)
     u, v = a / length_a, b / length_b
     direction = (math.sin((1 - t) * angle) * u + math.sin(t * angle) * v) / math.sin(angle)

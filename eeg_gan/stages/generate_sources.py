@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from eeg_gan.config import UserError
@@ -184,16 +184,17 @@ def class_names_of(config: Any, keys: list[str]) -> list[str]:
 def read_image(path: str | Path, size: tuple[int, int]) -> Tensor:
     """uint8 [3, H, W]: the middle of a picture file, in the proportions of `size` (H, W), resized to it."""
     try:
-        picture = Image.open(path).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); give a PNG or a JPEG") from None
     (width, height), (rows, columns) = picture.size, size
     scale = min(width / columns, height / rows)
-    left, top = (width - columns * scale) / 2, (height - rows * scale) / 2
-    box = (left, top, left + columns * scale, top + rows * scale)
-    picture = picture.resize((columns, rows), Image.Resampling.BICUBIC, box=box)
+    inside = max(1, round(columns * scale)), max(1, round(rows * scale))
+    left, top = (width - inside[0]) // 2, (height - inside[1]) // 2
+    picture = picture.crop((left, top, left + inside[0], top + inside[1]))
+    picture = picture.resize((columns, rows), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import debug
@@ -49,7 +50,7 @@ def test_an_image_of_the_generator_is_found_again(runs, tmp_path):
     saved = load_file(tmp_path / "p" / "w.safetensors")
     noise = [saved[f"noise.{i}"] for i in range(len(generator.convs))]
     again = to_uint8(generator.synthesis(saved["ws"][None], noise))[0]
-    stored = torch.from_numpy(__import__("numpy").array(Image.open(tmp_path / "p" / "projected.png"))).permute(2, 0, 1)
+    stored = torch.from_numpy(np.array(Image.open(tmp_path / "p" / "projected.png"))).permute(2, 0, 1)
     assert (again.int() - stored.int()).abs().max() <= 1, "what is saved gives the picture back"
     assert all(abs(float(n.mean())) < 1e-5 and abs(float(n.square().mean()) - 1) < 1e-4 for n in noise)
 
