@@ -109,8 +109,7 @@ def _export(run_dir: Path, config: Config, generator: Generator) -> dict[str, di
     for name in config.formats:
         write, read, file = FORMATS[name]
         path = run_dir / f"partial-{file}"
-        with _plain_operators(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of shapes that are constants here, and of formats that grow old
+        with _plain_operators():
             write(network, inputs[0], path)
         difference = compared(read(path), inputs, wanted)
         log.info("%s: largest difference from the eager images %.2e", file, difference)
@@ -189,7 +188,8 @@ def _plain_operators() -> Iterator[None]:
     """No compiled operator, and no matrices kept per size: one kept while tracing would be a tensor of the trace."""
     before, _upfirdn2d.MATRIX_MAX = _upfirdn2d.MATRIX_MAX, 0
     try:
-        with library.twins():
+        with library.twins(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of shapes that are constants here, and of formats that grow old
             yield
     finally:
         _upfirdn2d.MATRIX_MAX = before

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from test_bad_input import refused
 
 from eeg_gan import cli
+from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages import export
 from eeg_gan.stages.loading import load_generator
 
@@ -44,6 +45,27 @@ def test_torchscript_runs_in_a_process_that_knows_nothing_of_us(runs, tmp_path):
     assert about["encoder_digest"] == state["encoder_digest"] and about["confounded"] is False
     assert about["outputs"]["image"]["shape"] == ["batch", 3, 16, 16]
     assert 0 <= about["files"]["generator.pt"]["max_abs_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"architecture": "residual", "clamp": 256.0},
+        {"architecture": "orig", "resolution": [16, 24], "img_channels": 1},
+        {"conditioning": "transitional", "whiten": True, "resolution": 80},
+    ],
+    ids=["residual", "orig", "transitional"],
+)
+def test_every_architecture_is_traced_for_any_batch(tmp_path, more):
+    shape = {"z_dim": 8, "c_dim": 4, "w_dim": 8, "resolution": 32, "channel_base": 64, "channel_max": 8}
+    generator = Generator(**{**shape, **more}).eval().requires_grad_(False)
+    network = export.Exported(generator, 0.5, 2)
+    inputs = [export.draw_inputs(generator, n, n) for n in export.BATCHES]
+    wanted = [network(*own) for own in inputs]
+    with export._plain_operators():
+        export.write_torchscript(network, inputs[0], tmp_path / "g.pt")
+    assert export.compared(export.read_torchscript(tmp_path / "g.pt"), inputs, wanted) < 1e-4
+    torch.testing.assert_close(network(*inputs[0]), wanted[0], msg="what was traced leaves nothing behind")
 
 
 def test_a_file_beyond_the_tolerance_is_not_kept(capsys, runs, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import commands, debug
+from conftest import ROOT, commands, debug
 from PIL import Image
 from test_bad_input import refused
 
@@ -21,6 +21,8 @@ from eeg_gan.stages.generate_sheets import points_of, save_video, steps_of, to_p
 from eeg_gan.stages.generate_sources import open_source, read_image
 from eeg_gan.stages.loading import load_generator, read_generated
 from eeg_gan.training import checkpoint
+
+EXAMPLES = sorted((ROOT / "configs" / "generate").glob("*.yaml"))
 
 
 def words(runs, folder, *more):
@@ -43,6 +45,15 @@ def same(a, b):
 
 def index(runs):
     return f"loader.index={runs}/prepare/index.json"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_draws(runs, tmp_path, path):
+    """With the examples' own folders replaced by those of this session."""
+    text = path.read_text().replace("runs/debug/", f"{runs}/")
+    (tmp_path / "c.yaml").write_text(text)
+    assert cli.main(["generate", str(tmp_path / "c.yaml"), f"run_dir={tmp_path}/g"]) == 0
+    assert list((tmp_path / "g").glob("*.png"))
 
 
 def test_eeg_is_encoded_on_the_way(runs, tmp_path):
