@@ -17,7 +17,7 @@ from rich.table import Table
 from eeg_gan import __version__, torchvision_compat
 from eeg_gan.ops import library
 
-EXTRAS = {"deepspeed": "deepspeed", "mne": "mne", "zoo": "braindecode"}
+EXTRAS = {"deepspeed": "deepspeed", "mne": "mne", "zoo": "braindecode", "export": "onnxscript"}
 
 
 @dataclass(frozen=True)

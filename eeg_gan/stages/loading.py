@@ -129,13 +129,20 @@ def load_aligner(run_dir: str | Path, shards: Shards | None = None) -> LoadedAli
     return LoadedAligner(encoder, projection, tower, tower_config)
 
 
-def load_generator(run_dir: str | Path) -> tuple[Generator, dict]:
-    """The averaged generator of a gan run, in evaluation mode, and its checkpoint's description."""
+def load_generator(run_dir: str | Path, ema: int | None = None) -> tuple[Generator, dict]:
+    """An averaged generator of a gan run, in evaluation mode and float32, and its checkpoint's description.
+
+    `ema` is the half-life of the average, the run's `ema_half_life` where it is None.
+    """
     found = checkpoint.chosen(run_dir)
     if "average" not in found.tensors:
         raise UserError(f"{run_dir} holds no generator; give the run_dir of gan")
+    lives = found.state.get("ema", [])
+    if ema is not None and ema not in lives:
+        raise UserError(f"ema={ema}: {run_dir} keeps averages of half-life {', '.join(map(str, lives))}; take one")
+    average = "average" if ema is None or ema == lives[0] else f"average-{ema}"
     generator = Generator(**found.state["generator"])
-    checkpoint.restore(generator, found.tensors["average"], found.path)
+    checkpoint.restore(generator, found.tensors[average], found.path)
     return generator.eval().requires_grad_(False), found.state
 
 

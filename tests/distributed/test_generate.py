@@ -10,7 +10,7 @@ from conftest import commands, debug
 from PIL import Image
 
 from eeg_gan import cli
-from eeg_gan.stages.generate import rounds
+from eeg_gan.stages.generate_draw import rounds
 
 
 def test_one_process_draws_in_batches():
@@ -18,7 +18,9 @@ def test_one_process_draws_in_batches():
 
 
 def test_two_ranks_with_unequal_counts_give_what_one_gives(tmp_path, runs):
-    common = ["generate", debug("generate"), *commands(runs)["generate"], "limit=5", "batch=1"]  # 3 rounds and 2
+    common = ["generate", debug("generate"), *commands(runs)["generate"], "limit=5", "batch=1", "noise=random"]
+    # 3 rounds and 2, and of the trials' EEG, which the ranks encode in parts
+    common += ["source=eeg", f"loader.index={runs}/prepare/index.json", f"encoder={runs}/align"]
     assert cli.main([*common, f"run_dir={tmp_path}/one"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eeg_gan"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -43,6 +43,7 @@ fi
 export TORCH_CUDA_ARCH_LIST EEG_GAN_RESULTS=$work/tests.jsonl
 part build "$(left 240)" "$python" setup.py -q build_ext --inplace
 # Neither the settings nor the fixtures of the other tests: they need packages that a GPU machine may lack.
-part tests "$(left 120)" "$python" -m pytest -q -o addopts= --confcutdir=tests/gpu tests/gpu
+part tests "$(left 120)" env PYTHONPATH="tests/gpu${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest -q -o addopts= \
+  --confcutdir=tests/gpu -p gpu_plugin tests/gpu
 part bench "$(left 0)" "$python" tests/bench/ops.py --json "$work/bench.json"
 "$python" tests/gpu/gather.py "$work" "${OUT:-tests/bench/results}"

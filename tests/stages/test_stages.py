@@ -121,7 +121,8 @@ def test_shuffled_conditions_leave_no_trial_its_own(runs):
     generate = cli.stage("generate")
     known = features.load(runs / "embed")
     config = generate.Config("x", "g", "f", condition="shuffled")
-    keys, conditions = generate.chosen_trials(config, known)
+    rows = known.rows(keys_of(known, "test"))
+    keys, conditions = generate.chosen(config, generate.Source(keys_of(known, "test"), lambda i: rows[i]))
     assert (conditions != known.rows(keys)).any(dim=1).all()
     assert sorted(conditions[:, 0].tolist()) == sorted(known.rows(keys)[:, 0].tolist())
 

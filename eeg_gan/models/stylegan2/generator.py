@@ -115,7 +115,7 @@ class Generator(nn.Module):
         ws = ws.unbind(dim=1)
         noise = self._noise(noise, ws[0])
         levels = len(self.convs) // 2 + 1
-        x = self.constant.expand(len(ws[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.constant.expand(ws[0].shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.convs[0](x.to(self.precision.at(0, levels, x)), ws[0], noise[0])
         image = self.to_rgb[0](x, ws[1]) if self.architecture == "skip" else None
         for i in range(1, levels):
