@@ -7,7 +7,7 @@ import torch
 from eeg_gan.config import UserError
 from eeg_gan.metrics import distribution, embedding, statistics
 from eeg_gan.models.eeg import EncoderConfig, build_encoder
-from eeg_gan.models.stylegan2.layers import minibatch_deviation, resolutions_up_to
+from eeg_gan.models.stylegan2.layers import minibatch_deviation, sizes_up_to
 
 ONE = np.ones((1, 4))
 
@@ -24,7 +24,7 @@ ONE = np.ones((1, 4))
         (lambda: build_encoder(EncoderConfig("erp"), 4, 15), "16 samples or more"),
         (lambda: build_encoder(EncoderConfig("tsconv"), 4, 15), "16 samples or more"),
         (lambda: build_encoder(EncoderConfig("cnn", keep_time=False), 14, 16), "keep_time=true"),
-        (lambda: resolutions_up_to(24), "image_size=32"),
+        (lambda: sizes_up_to(36), "such an image_size"),
         (lambda: minibatch_deviation(torch.zeros(6, 1, 4, 4), 4), "mbstd_group"),
     ],
 )
