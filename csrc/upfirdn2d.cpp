@@ -448,6 +448,7 @@ UpfirdnAxis axis_of(const char* name, int64_t size, int64_t up, int64_t down, in
                     int64_t taps) {
   STD_TORCH_CHECK(up >= 1 && down >= 1, "upfirdn2d: up and down are at least 1");
   const int64_t room = size * up + before + behind - taps;
+  STD_TORCH_CHECK(room / down < (int64_t(1) << 31) - 1, "upfirdn2d: the result would have 2^31 pixels or more along ", name);
   STD_TORCH_CHECK(size >= 1 && taps >= 1 && room >= 0, "upfirdn2d: ", taps, " taps do not fit along ", name, " into ",
                   size, " px with up ", up, " and padding (", before, ", ", behind, ")");
   return {size, room / down + 1, up, down, before, taps};

@@ -181,31 +181,30 @@ __global__ void __launch_bounds__(THREADS) pixels(UpfirdnJob job, Tiles tiles) {
   if (line >= lines) return;
   const int wide = tiles.width / 2, px = line % wide, py = line / wide, steps = tiles.height / (lines / wide * 2);
   if (py >= lines / wide) return;
-  const int64_t sections = (job.c + tiles.channels - 1) / tiles.channels;
   const T* x = static_cast<const T*>(job.x);
   T* y = static_cast<T*>(job.y);
-  for (int64_t unit = blockIdx.x; unit < tiles.total; unit += gridDim.x) {
-    const int64_t tx = unit % tiles.across, ty = unit / tiles.across % tiles.down;
-    const int64_t rest = unit / tiles.across / tiles.down, section = rest % sections, n = rest / sections;
-    const int64_t channel = section * tiles.channels + group * N;
-    if (channel >= job.c) continue;
-    const int64_t mx = tx * tiles.width + px * 2, column0 = first_input<UP, DOWN>(job.ax, mx, tiles.shift_x);
+  const int tx = blockIdx.x % unsigned(tiles.across), ty = blockIdx.x / unsigned(tiles.across);
+  const int height = int(job.ay.size), width = int(job.ax.size);  // no side has 2^31 pixels
+  const int64_t channel = int64_t(blockIdx.z) * tiles.channels + group * N;
+  if (channel >= job.c) return;
+  for (int64_t n = blockIdx.y; n < job.n; n += gridDim.y) {
+    const int mx = tx * tiles.width + px * 2, column0 = int(first_input<UP, DOWN>(job.ax, mx, tiles.shift_x));
     const T* image = x + n * job.ay.size * job.ax.size * job.c + channel;
-    for (int step = 0; step < steps; ++step) {
-      const int64_t my = ty * tiles.height + (step * (lines / wide) + py) * 2;
-      const int64_t row0 = first_input<UP, DOWN>(job.ay, my, tiles.shift_y);
+        for (int step = 0; step < steps; ++step) {
+      const int my = ty * tiles.height + (step * (lines / wide) + py) * 2;
+      const int row0 = int(first_input<UP, DOWN>(job.ay, my, tiles.shift_y));
       if (my - tiles.shift_y >= job.ay.out || mx - tiles.shift_x >= job.ax.out) continue;
       A sums[2][2][N] = {};
 #pragma unroll
       for (int i = 0; i < IN; ++i) {
-        const int64_t row = row0 + i;
+        const int row = row0 + i;
         Pack<T, N> in[IN];
 #pragma unroll
         for (int j = 0; j < IN; ++j) {
-          const int64_t column = column0 + j;
+          const int column = column0 + j;
           in[j] = Pack<T, N>{};
-          if (row >= 0 && row < job.ay.size && column >= 0 && column < job.ax.size)
-            in[j] = *reinterpret_cast<const Pack<T, N>*>(image + (row * job.ax.size + column) * job.c);
+          if (unsigned(row) < unsigned(height) && unsigned(column) < unsigned(width))
+            in[j] = *reinterpret_cast<const Pack<T, N>*>(image + (int64_t(row) * width + column) * job.c);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r)
@@ -223,7 +222,7 @@ __global__ void __launch_bounds__(THREADS) pixels(UpfirdnJob job, Tiles tiles) {
       for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          const int64_t row = my + r - tiles.shift_y, column = mx + m - tiles.shift_x;
+          const int row = my + r - tiles.shift_y, column = mx + m - tiles.shift_x;
           if (row < 0 || row >= job.ay.out || column < 0 || column >= job.ax.out) continue;
           Pack<T, N> pack;
 #pragma unroll
@@ -325,7 +324,10 @@ int launch_pixels(const UpfirdnJob& job, cudaStream_t stream) {
   const int32_t lines = THREADS / groups, wide = lines >= 64 ? 16 : 8;
   const int32_t channels = groups * N, deep = lines / wide;
   const Tiles t = tiles_of(job, UP, DOWN, wide * 2, deep * 2 * 4, channels, job.n * ceil_div(job.c, channels));
-  EEG_GAN_LAUNCH((pixels<T, N, UP, DOWN>), dim3(blocks(t.total)), dim3(THREADS), 0, stream, job, t);
+  // Three axes instead of one that is divided: 64-bit division is a call, over which registers would be spilled.
+  const dim3 grid(unsigned(t.across * t.down), unsigned(job.n < 65535 ? job.n : 65535),
+                  unsigned(ceil_div(job.c, channels)));
+  EEG_GAN_LAUNCH((pixels<T, N, UP, DOWN>), grid, dim3(THREADS), 0, stream, job, t);
   return int(cudaGetLastError());
 }
 

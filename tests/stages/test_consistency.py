@@ -13,7 +13,7 @@ from eeg_gan.config import UserError, from_dict
 from eeg_gan.data import features
 from eeg_gan.metrics import detectors
 from eeg_gan.metrics.detectors import CIFAR_CLASSES, DetectorConfig, logit_columns, shown_name
-from eeg_gan.stages import gan
+from eeg_gan.stages import gan_config
 from eeg_gan.stages.loading import _same_data, spread
 
 
@@ -110,7 +110,8 @@ def test_gan_needs_sides_that_can_be_halved(capsys, runs, shards, tmp_path):
 
 
 def test_adam_of_the_generator_keeps_its_keys():
-    assert gan.AdamConfig() == from_dict(gan.AdamConfig, {"lr": 2.5e-3, "beta1": 0, "beta2": 0.99}, "here")
+    adam = gan_config.AdamConfig
+    assert adam() == from_dict(adam, {"lr": 2.5e-3, "beta1": 0, "beta2": 0.99}, "here")
 
 
 def test_an_untrained_judge_says_so():

@@ -37,7 +37,7 @@ def test_torchscript_runs_in_a_process_that_knows_nothing_of_us(runs, tmp_path):
     generator, state = load_generator(runs / "gan", 500)
     z, c = export.draw_inputs(generator, 7, 1)
     image = generator.synthesis(generator.mapping(z, c, 0.6, 3))
-    save_file({"z": z, "c": c, "image": image}, tmp_path / "given.safetensors")
+    save_file({"z": z, "c": c, "image": image.contiguous()}, tmp_path / "given.safetensors")
     command = [sys.executable, "-c", ALONE, str(tmp_path / "e" / "generator.pt"), str(tmp_path / "given.safetensors")]
     subprocess.run(command, check=True, timeout=120, cwd=tmp_path)
     about = json.loads((tmp_path / "e" / "export.json").read_text())

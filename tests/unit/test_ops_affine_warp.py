@@ -181,8 +181,7 @@ def test_opcheck(compiled):
             torch.library.opcheck(op, (x, matrix))
 
 
-def test_compiled_r1(compiled, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
+def test_compiled_r1(compiled):
     weight = torch.randn(3, 8, 8, dtype=torch.float64, requires_grad=True)
     x, matrix = torch.randn(2, 3, 8, 8).double(), torch.tensor([MATRICES["turn"], MATRICES["shear"]]).double()
 
@@ -194,7 +193,9 @@ def test_compiled_r1(compiled, monkeypatch):
 
     expected = step(weight, x)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(torch.compile(step, backend="aot_eager", fullgraph=True)(weight, x), expected)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        actual = torch.compile(step, backend="aot_eager", fullgraph=True)(weight, x)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_threads_and_neighbours_do_not_matter(compiled):

@@ -186,12 +186,11 @@ def r1_penalty(x, weight):
     return torch.autograd.grad(gradient.square().sum(), weight)[0]
 
 
-def test_r1_in_a_compiled_function(monkeypatch):
+def test_r1_in_a_compiled_function():
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this torch cannot compile autograd.grad")
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
     x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
-    with served_by("compiled"):
+    with served_by("compiled"), torch._dynamo.config.patch(trace_autograd_ops=True):
         compiled = torch.compile(r1_penalty, backend="aot_eager", fullgraph=True)(x, weight)
         torch.testing.assert_close(compiled, r1_penalty(x, weight))
 

@@ -49,7 +49,8 @@ def test_prepare_both_files_by_subject_with_pictures(tmp_path, one):
 
 def test_division_within_blocks_is_confounded(tmp_path, one):
     words = [f"source.path={one}", "split.by=stimulus", "split.val=0", "split.train=0.5", "split.test=0.5"]
-    assert prepare(tmp_path / "out", *words) == 0
+    assert prepare(tmp_path / "refused", *words) == 2
+    assert prepare(tmp_path / "out", *words, "split.allow_confounded=true") == 0
     assert Shards(tmp_path / "out" / "index.json", ("train", "test")).split_policy["confounded"]
 
 
