@@ -40,7 +40,7 @@ class Config:
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
     encode_images: int = 100_000  # trials for stage 1
-    align_images: int = 40_000  # trials for stage 2
+    align_images: int = 80_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 80_000  # images for stage 3
     judge_steps: int = 1000  # of the classifier that judges generated pictures
