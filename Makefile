@@ -81,4 +81,4 @@ check-machine:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing: sudo apt install python3-venv"; exit 2; }
 
 clean:
-	rm -rf build eeg_gan/_C.so eeg_gan/_C.json *.egg-info runs .pytest_cache .ruff_cache
+	rm -rf build eeg_gan/_C.so eeg_gan/_C.json *.egg-info .pytest_cache .ruff_cache

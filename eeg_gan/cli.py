@@ -117,6 +117,8 @@ def _command(verb: str):
         path, words = config, list(overrides or [])
         if path is not None and "=" in path and not os.path.exists(path):
             path, words = None, [path, *words]
+        if verb == "init-dataset" and path is not None and not path.endswith((".yaml", ".yml")):
+            path, words = None, [f"path={path}", *words]
         if path is None and verb not in WITHOUT_FILE:
             raise UserError(
                 f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from eeg_gan.data.verifying import check_digest
 from eeg_gan.data.writing import LONGEST_KEY, VERSION, Form, image_digest, write_shards
 
 __all__ = ["LONGEST_KEY", "Shards", "image_digest", "read_index", "write_shards"]
+SHARD_NAME = re.compile(r"[\w-]+/[\w.-]+\.tar", re.ASCII)  # in an index
 READABLE = (1, VERSION)  # version 1 lacks image_format, which was PNG, and checksums of samples
 
 
@@ -163,6 +165,10 @@ def read_index(path: Path) -> tuple[dict[str, Any], bytes]:
     missing = {"card", "preprocessing", "split_policy", "shape", "splits"} - index.keys()
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}; {CURE}")
+    for split, shards in index["splits"].items():
+        for shard in shards:  # names become paths, addresses and words of commands
+            if not SHARD_NAME.fullmatch(str(shard.get("file"))):
+                raise UserError(f"{path}: {split} lists {shard.get('file')!r}, which is no name of a shard; {CURE}")
     return index, raw
 
 

@@ -136,17 +136,17 @@ def _shared(trials: Metas, assigned: list[str], by: str, unknown: bool = True) -
 
 
 def _refuse_by_trial(trials: Metas, card: Card) -> None:
-    cure = "choose split.by=block, recording, subject or stimulus, or accept it with split.allow_confounded=true"
+    accept = "or accept it with split.allow_confounded=true"
     if card.design in ("block", "windowed", "imagined-windowed"):
         raise UserError(
             f"split.by=trial is refused: in a {card.design} design neighbouring trials share label and drift, "
-            f"so test accuracy would be inflated; {cure}"
+            f"so test accuracy would be inflated; choose split.by=block, run, recording or subject, {accept}"
         )
     repeated = [name for name, n in Counter(t["stimulus"] for t in trials if t["stimulus"]).items() if n > 1]
     if repeated:
         raise UserError(
             f"split.by=trial is refused: {len(repeated)} stimuli are repeated (for example {repeated[0]}), so the "
-            f"test split would hold images that were trained on; {cure}"
+            f"test split would hold images that were trained on; choose split.by=stimulus, {accept}"
         )
 
 

@@ -6,8 +6,10 @@ never ends, so no rank waits for another that has smaller shards; where it does 
 """
 
 import functools
+import http.client
 import itertools
 import logging
+import signal
 import tarfile
 import time
 import urllib.error
@@ -111,7 +113,7 @@ def _checked(shard: Listed) -> Iterator[dict[str, Any]]:
                 yield raw
             while stream.read(2**20):  # a transfer that was cut shows at its end
                 pass
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, EOFError, ValueError, http.client.HTTPException) as error:
             raise ShardError(f"the shard is damaged or was cut off ({error})") from None
     if number < len(shard.keys):
         raise ShardError(f"the shard ends early: expected sample {shard.keys[number]}")
@@ -197,7 +199,8 @@ class Stream(IterableDataset):
         if not self.workers:
             yield from self
             return
-        for batch in DataLoader(self, batch_size=None, num_workers=self.workers):
+        loader = DataLoader(self, batch_size=None, num_workers=self.workers, worker_init_fn=_leave_signals)
+        for batch in loader:
             if "error" in batch:  # an exception would come with the traceback of its process
                 raise UserError(batch["error"])
             yield batch
@@ -280,3 +283,9 @@ class Held:
     def batch(self, indices: Sequence[int]) -> Batch:
         wanted = np.array(indices, dtype=np.int64)
         return {"eeg": self.eeg[wanted], "label": torch.from_numpy(self.labels[wanted])}
+
+
+def _leave_signals(_: int) -> None:
+    """A scheduler signals the whole group: the process that trains decides, its readers go on until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -45,6 +45,11 @@ class DetectorConfig:
             )
         if self.name == "torchscript" and self.weights is None:
             raise ValueError("name=torchscript judges by a file; set weights=FILE.pt, made by torch.jit.save")
+        if self.name == "tower" and self.weights is None and not (self.model or "").startswith("hf-hub:"):
+            raise ValueError(
+                "the tower has no weights, so its figures would mean nothing; set weights to a tag of open_clip "
+                "(openai) or to a local file"
+            )
         if (self.name == "tower") != (self.model is not None):
             raise ValueError("name=tower and model belong together; set model=ViT-B-32, say, or take another name")
         if self.label is not None and (not self.label or set(self.label) & set("[]/")):

@@ -84,7 +84,7 @@ def run(config: Config) -> None:
                 means.add(step_generator(batch))
                 if config.path_length.weight and number % config.path_length.every == 0:
                     means.add(step_path_length(batch))
-                update_averages(players, config, images)
+                update_averages(players, config, images, batch.weight)
                 images += config.batch
                 if (number + 1) % config.augment.every == 0:
                     players.augment.update(config.batch * config.augment.every)
@@ -107,7 +107,8 @@ def run(config: Config) -> None:
                     rt.log.pictures(images, "fakes/validation trials", fixed.pictures(players.average))
                 elif rows:
                     rt.log.scalars(images, rows)
-                if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
+                due = better or runtime.crossed(images, config.batch, config.checkpoint_every)
+                if last or stop or (due and players.guard.healthy()):
                     save(rt, config, players, images, shards, known, best)
                 if stop and not last:
                     rt.leave(images)
@@ -137,7 +138,9 @@ def _transfer(players: Players, config: Config) -> None:
     given = {"g": found.tensors["g"], "d": found.tensors["d"]}
     for name, network in players.networks().items():
         theirs, own = given.get(name, found.tensors["average"]), network.state_dict()
-        taken = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
+        fits = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
+        ours = ("c_mean", "c_whitening")  # statistics of these data
+        taken = {key: value for key, value in fits.items() if not key.endswith(ours)}
         network.load_state_dict({**own, **taken})
         left = sorted(own.keys() - taken.keys())
         log.info("%s: %d of %d tensors from %s", name, len(taken), len(own), found.path)
@@ -192,7 +195,11 @@ def save(
         g = players.g
         shape = {"resolution": g.resolution, "c_dim": g.c_dim, "img_channels": g.img_channels}
         state = {
-            "generator": {**shape, **to_dict(config.generator)},
+            "generator": {
+                **shape,
+                **to_dict(config.generator),
+                "condition_weight": players.average.condition_weight,
+            },
             "players": players.state_dict(),
             "ema": [config.ema_half_life, *config.ema_more],
             "data": about_data(shards),
@@ -216,7 +223,7 @@ def _check_images(config: Config, shards: Shards) -> int | list[int]:
     height, width, _ = shards.index["shape"]["image"]
     resolution = height if height == width else [height, width]
     sizes_up_to(resolution)
-    if config.resolution is not None and resolution != config.resolution:
+    if config.resolution is not None and max(height, width) != config.resolution:
         raise UserError(
             f"resolution={config.resolution}, but {config.loader.index} holds images of {height}x{width} px; set "
             "resolution to the data's, as the preset is computed from it"

@@ -44,6 +44,10 @@ class TransferConfig:
     run: str | None = None  # run_dir of another gan whose weights this one starts from, where their shapes agree
     freeze_d: int = 0  # highest resolutions of the discriminator that stay as they are
 
+    def __post_init__(self):
+        if self.freeze_d < 0 or (self.freeze_d and self.run is None):
+            raise ValueError("freeze_d counts resolutions of the network that transfer.run names, so it needs that too")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -53,7 +57,7 @@ class Config:
     preset: Literal["auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar", "wacv2024"] | None = (
         None  # published settings for all keys that are not given
     )
-    resolution: int | None = None  # side of the images in pixels that preset=auto computes for; the data must have it
+    resolution: int | None = None  # longer side of the images in pixels, for which preset=auto computes
     gpus: int = 1  # processes that preset=auto computes for
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

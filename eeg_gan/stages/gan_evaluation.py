@@ -113,13 +113,16 @@ class GanEvaluation:
         self.sets.fake = fake
         found = generated.figures(self.config.metrics, self.sets)
         means = from_main({name: figure.mean for name, figure in found.items()})
+        self._check_select(list(means))
+        return means, self._tagged(means) | self.ceilings
+
+    def _check_select(self, known: list[str]) -> None:
         select = self.config.select
-        if select is not None and select not in means:
+        if select is not None and select not in known:
             raise UserError(
-                f"evaluate.select={select}, but the detector {self.judge.name} gives {', '.join(means)} on these data; "
+                f"evaluate.select={select}, but the detector {self.judge.name} gives {', '.join(known)} on these data; "
                 "select one of them, or null"
             )
-        return means, self._tagged(means) | self.ceilings
 
     def better(self, figures: dict[str, float], best: dict | None) -> bool:
         """Whether these figures are the best so far in what is selected."""

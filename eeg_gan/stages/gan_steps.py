@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eeg_gan.augment import image as augmentation
 from eeg_gan.augment.adaptive import Adaptive
 from eeg_gan.augment.condition import Conditions, weight_at
-from eeg_gan.config import to_dict
+from eeg_gan.config import UserError, to_dict
 from eeg_gan.distributed import average_gradients, generator_at, mean_over_ranks, own_part, seed_at
 from eeg_gan.losses.adversarial import discriminator_loss, generator_loss, path_length, r1_penalty
 from eeg_gan.models.stylegan2.discriminator import Discriminator
@@ -77,6 +77,11 @@ def build(
     shape = {"resolution": resolution, "c_dim": conditions.shape[1], "img_channels": n_colours}
     g = Generator(**shape, **to_dict(config.generator))
     d = Discriminator(**shape, **to_dict(config.discriminator))
+    if config.transfer.freeze_d > len(d.blocks):
+        raise UserError(
+            f"transfer.freeze_d={config.transfer.freeze_d} resolutions cannot stay as they are: the discriminator has "
+            f"{len(d.blocks)} above its base; lower it"
+        )
     for mapping in (g.mapping_network, d.mapping):
         if mapping is not None and mapping.c_whitening is not None:
             mapping.fit_whitening(conditions)
@@ -259,7 +264,8 @@ def step_path_length(batch: Batch) -> Values:
         return {"loss": penalty * (config.weight * config.every), "loss/path penalty (1)": penalty.detach()}
 
     values = _stepped(batch, players.g, players.g_optimiser, losses, size, "path")
-    players.path_mean.lerp_(mean_over_ranks(torch.cat(total).mean()), config.decay)
+    moved = players.path_mean.lerp(mean_over_ranks(torch.cat(total).mean()), config.decay)
+    players.path_mean = torch.where(moved.isfinite(), moved, players.path_mean)
     return {"loss/path penalty (1)": values["loss/path penalty (1)"], "path/mean length (1)": players.path_mean.clone()}
 
 
@@ -285,8 +291,10 @@ def frozen_levels(d: Discriminator, n: int) -> Iterator[nn.Module]:
         yield from [d.from_rgb[:n], d.blocks[:n]]
 
 
-def update_averages(players: Players, config: Config, images: int) -> None:
+def update_averages(players: Players, config: Config, images: int, weight: float = 1.0) -> None:
+    """Moves the averages; they draw with the weight that the condition has at this point of a transition."""
     for half_life, average in players.averages.items():
+        average.condition_weight = weight
         ema.update(average, players.g, ema.beta_at(images, config.batch, half_life, config.ema_ramp))
 
 
@@ -310,4 +318,4 @@ def _stepped(
         for tag, value in values.items():
             sums[tag] = sums.get(tag, 0.0) + value.detach() * share
     average_gradients(network.parameters())
-    return {**sums, f"gradient/{name} (norm)": batch.players.guard.step(optimiser)}
+    return {**sums, f"gradient/{name} (norm)": batch.players.guard.step(optimiser, name)}

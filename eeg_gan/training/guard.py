@@ -13,7 +13,7 @@ log = logging.getLogger("eeg_gan")
 
 @dataclass(frozen=True)
 class GuardConfig:
-    bad_steps: int = 8  # left-out steps between two looks after which the run goes back to its last checkpoint
+    bad_steps: int = 8  # left-out steps between two looks, or of one kind in a row, after which the run goes back
     every: int = 16  # batches between two looks
     rollbacks: int = 3  # how often a run goes back before it gives up
 
@@ -28,8 +28,9 @@ class Guard:
     def __init__(self, config: GuardConfig):
         self.config, self.rollbacks, self.total = config, 0, 0
         self.bad: Tensor | float = 0.0
+        self.streaks: dict[str, Tensor | float] = {}  # left-out steps in a row, of each kind: some come seldom
 
-    def step(self, optimiser: torch.optim.Optimizer) -> Tensor:
+    def step(self, optimiser: torch.optim.Optimizer, kind: str = "step") -> Tensor:
         """One step unless a gradient is not finite; returns the norm of the gradient.
 
         Fused optimisers leave a step out by themselves where `found_inf` is 1, without a word to the host.
@@ -40,7 +41,12 @@ class Guard:
         optimiser.found_inf = bad
         optimiser.step()
         self.bad = self.bad + bad
+        self.streaks[kind] = (self.streaks.get(kind, 0.0) + bad) * bad
         return norm
+
+    def healthy(self) -> bool:
+        """False from the first left-out step to the next look: weights of then are not to go back to."""
+        return not int(self.bad) and not any(int(streak) for streak in self.streaks.values())
 
     def must_go_back(self) -> bool:
         """Looks at the count and forgets it; every rank has averaged the same gradients and says the same."""
@@ -48,11 +54,13 @@ class Guard:
         self.total += bad
         if bad:
             log.warning("%d steps with gradients that are not finite were left out", bad)
-        return bad >= self.config.bad_steps
+        longest = max((int(streak) for streak in self.streaks.values()), default=0)
+        return max(bad, longest) >= self.config.bad_steps
 
     def go_back(self, images: int, to: int) -> None:
         """Counts a return to the checkpoint at `to` images; random draws differ from then on."""
         self.rollbacks += 1
+        self.bad, self.streaks = 0.0, {}
         if self.rollbacks > self.config.rollbacks:
             raise UserError(
                 f"training diverged: gradients were not finite again at {images} images after "
@@ -61,8 +69,10 @@ class Guard:
             )
         log.warning("at %d images gradients are not finite: going back to %d images", images, to)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"bad": int(self.bad), "total": self.total, "rollbacks": self.rollbacks}
+    def state_dict(self) -> dict:
+        streaks = {kind: int(streak) for kind, streak in self.streaks.items()}
+        return {"bad": int(self.bad), "total": self.total, "rollbacks": self.rollbacks, "streaks": streaks}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.bad, self.total, self.rollbacks = float(state["bad"]), state["total"], state["rollbacks"]
+        self.streaks = {kind: float(streak) for kind, streak in state["streaks"].items()}

@@ -1,8 +1,8 @@
 """Is the audit right? `python tests/bench/audit_seeds.py SEEDS [key=value ...]` audits as many simulated data sets of
 random order and of block design, and prints their verdicts; words after SEEDS go to prepare.
 
-Random order must be clean and blocks confounded, for every seed. The last column says whether the controls alone would
-have said so, had the card kept the design secret.
+Random order must be clean and blocks confounded, for every seed, and by the controls alone: the last column is what
+they would have said, had the card kept the design secret.
 """
 
 import json
@@ -32,11 +32,15 @@ def audited(folder: str, design: str, seed: int, words: list[str]) -> tuple[dict
     return json.loads((Path(run_dir) / "audit.json").read_text()), time.monotonic() - began
 
 
+def alarms(found: dict) -> list[str]:
+    """The deciding controls that are significant, whatever the card says of the design."""
+    return [n for n in DECIDING if (found["controls"][n]["p"] or 1) < ALPHA / len(DECIDING)]
+
+
 def line(design: str, seed: int, found: dict, seconds: float) -> str:
     controls = [found["controls"][name] for name in SHOWN]
     scores = " ".join("     -      " if c["value"] is None else f"{c['value']:.3f} {c['p']:.4f}" for c in controls)
-    alarms = [n for n in DECIDING if (found["controls"][n]["p"] or 1) < ALPHA / len(DECIDING)]
-    return f"{design:<17}{seed:>4}  {found['verdict']:<11}{scores} {seconds:6.1f}  {', '.join(alarms) or 'none'}"
+    return f"{design:<17}{seed:>4}  {found['verdict']:<11}{scores} {seconds:6.1f}  {', '.join(alarms(found)) or 'none'}"
 
 
 def main(seeds: int, words: list[str]) -> int:
@@ -49,7 +53,7 @@ def main(seeds: int, words: list[str]) -> int:
         for design, (_, expected) in DESIGNS.items():
             with tempfile.TemporaryDirectory() as folder:
                 found, seconds = audited(folder, design, seed, words)
-            right[design] += found["verdict"] == expected
+            right[design] += found["verdict"] == expected and bool(alarms(found)) == (expected == "confounded")
             print(line(design, seed, found, seconds), flush=True)
     for design, (_, expected) in DESIGNS.items():
         print(f"{design}: {right[design]} of {seeds} {expected}")

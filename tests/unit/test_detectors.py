@@ -171,7 +171,7 @@ def test_maps_end_in_the_features_and_follow_small_steps(build):
     ("words", "said"),
     [
         ({"name": "torchscript"}, "judges by a file"),
-        ({"name": "tower"}, "belong together"),
+        ({"name": "tower", "weights": "openai"}, "belong together"),
         ({"name": "resnet56", "image_size": 32}, "its own size"),
         ({"name": "squeezenet", "image_size": 16}, "32 to 256 pixels"),
     ],

@@ -124,6 +124,7 @@ def test_lazy_regularisation_is_corrected_for():
         ({"ema_more": [100]}, "different counts"),
         ({"path_length": {"shrink": 3}}, "must divide batch=8"),
         ({"preset": "cifra"}, "did you mean cifar"),
+        ({"transfer": {"freeze_d": 1}}, "needs that too"),
     ],
 )
 def test_configs_that_are_refused(changes, said):
@@ -182,7 +183,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted():
 
 
 def test_frozen_levels_do_not_move():
-    config = config_of(transfer={"freeze_d": 1})
+    config = config_of(transfer={"run": "other", "freeze_d": 1})
     players = gan_steps.build(config, 16, torch.eye(5), torch.device("cpu"))
     gan_steps.train_discriminator(players, config)
     before = {name: value.clone() for name, value in players.d.named_parameters()}

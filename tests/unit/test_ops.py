@@ -1,6 +1,8 @@
 """The image operations against their definitions, and their first and second derivatives."""
 
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -212,5 +214,6 @@ def test_affine_warp_stays_exact_under_autocast_and_after_inference_mode():
     torch.testing.assert_close(y.detach(), expected.clone())
 
 
-def test_library_says_why_it_is_absent():
-    assert ops.available() == (ops.why_not() == "")
+@pytest.mark.skipif(shutil.which("g++") is None or os.environ.get("EEG_GAN_BUILD") == "0", reason="nothing was built")
+def test_library_serves_where_there_is_a_compiler():
+    assert ops.available(), ops.why_not()

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from eeg_gan import ops
 from eeg_gan.ops import library
 
-SIDES = ["compiled", "twin"]
+SIDES = ["kernel", "twin"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 TAPS = ops.setup_filter([1, 3, 3, 1])
@@ -84,7 +84,7 @@ def jobs(draw):
 @given(jobs())
 def test_random_jobs(job):
     x, f, *rest = job
-    with served_by("compiled"):
+    with served_by("kernel"):
         y = ops.upfirdn2d(x, f, *rest)
     assert y.dtype == x.dtype
     if x.is_contiguous() or x.stride(1) != 1:
@@ -133,7 +133,7 @@ def test_large_images_agree_with_the_twin(dtype, last):
     x = torch.randn(1, 20 if last else 2, 40, 900 if last else 9000, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     for f, up, down in ((TAPS, 1, 1), (ops.setup_filter([1.0] * 12), 2, 1), (ops.setup_filter([1.0] * 12), 1, 2)):
-        with served_by("compiled"):
+        with served_by("kernel"):
             y = ops.upfirdn2d(x, f, up, down, 5)
         with library.twins():
             expected = ops.upfirdn2d(x.double(), f, up, down, 5)
@@ -163,7 +163,7 @@ def test_derivatives(up, down, shape, side):
 
 
 def test_the_registration_is_complete():
-    with served_by("compiled"):
+    with served_by("kernel"):
         for x in (torch.randn(2, 3, 5, 4), torch.randn(1, 16, 4, 4).to(memory_format=torch.channels_last)):
             for trained in (False, True):
                 x = x.detach().requires_grad_(trained)
@@ -172,7 +172,7 @@ def test_the_registration_is_complete():
 
 
 def test_shapes_without_data():
-    with served_by("compiled"), FakeTensorMode():
+    with served_by("kernel"), FakeTensorMode():
         x = torch.empty(2, 16, 9, 7, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
         y = ops.upfirdn2d(x, torch.empty(4, 4), (1, 2), (3, 1), (2, 1, 0, 5))
         assert y.shape == (2, 16, 20, 3) and y.dtype == x.dtype
@@ -190,7 +190,7 @@ def test_r1_in_a_compiled_function():
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         pytest.skip("this torch cannot compile autograd.grad")
     x, weight = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
-    with served_by("compiled"), torch._dynamo.config.patch(trace_autograd_ops=True):
+    with served_by("kernel"), torch._dynamo.config.patch(trace_autograd_ops=True):
         compiled = torch.compile(r1_penalty, backend="aot_eager", fullgraph=True)(x, weight)
         torch.testing.assert_close(compiled, r1_penalty(x, weight))
 
@@ -202,7 +202,7 @@ def test_threads_do_not_change_a_bit(up, down, last):
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     before = torch.get_num_threads()
     try:
-        with served_by("compiled"):
+        with served_by("kernel"):
             results = []
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
@@ -216,7 +216,7 @@ def test_threads_do_not_change_a_bit(up, down, last):
 def test_short_types_are_rounded_to_the_nearest(dtype):
     values = torch.cat([torch.randn(5000), torch.randn(5000) * 1e-6, torch.randn(5000) * 1e4, torch.rand(5000) * 7e4])
     values = torch.cat([values, torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, 65504.0, 6e-8])]).to(dtype)
-    with served_by("compiled"):
+    with served_by("kernel"):
         y = ops.upfirdn2d(values[None, None, None], torch.ones(1), gain=0.7)
     expected = (values.float() * torch.tensor(0.7)).to(dtype)
     torch.testing.assert_close(y[0, 0, 0], expected, rtol=0, atol=0, equal_nan=True)
@@ -243,7 +243,7 @@ def test_errors_name_the_operator_and_the_argument(side):
 
 
 def test_the_operator_itself_refuses_nonsense():
-    with served_by("compiled"):
+    with served_by("kernel"):
         op, numbers = torch.ops.eeg_gan.upfirdn2d, (1, 1, 1, 1, 0, 0, 0, 0, False, 1.0)
         for x, f, message in [
             (torch.zeros(2, 8, 8), TAPS, "x is"),

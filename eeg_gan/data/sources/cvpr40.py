@@ -119,6 +119,10 @@ class Perceivelab:
         eeg = self._file["dataset"][self.rows[i]]["eeg"]
         return finite(np.asarray(eeg[:, FIRST : FIRST + N_TIMES]), f"{self.path}: trial {self.rows[i]}")
 
+    def image_key(self, i: int) -> str | None:
+        """Which picture trial i saw, so that each is read once."""
+        return self.trials[i]["stimulus"]
+
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         return None if self._files is None else read_rgb(self._files[self.trials[i]["stimulus"]])

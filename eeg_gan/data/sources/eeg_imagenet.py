@@ -92,6 +92,10 @@ class EEGImageNet:
         eeg = self._trial(self.rows[i])["eeg_data"]
         return finite(np.asarray(eeg[:, :N_TIMES]), f"{self.paths[self.rows[i][0]]}: trial {self.rows[i][1]}")
 
+    def image_key(self, i: int) -> str | None:
+        """Which picture trial i saw, so that each is read once."""
+        return self.trials[i]["stimulus"]
+
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         return read_rgb(self._pictures[self.trials[i]["stimulus"]]) if self._pictures else None

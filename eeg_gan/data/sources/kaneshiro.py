@@ -65,6 +65,10 @@ class Kaneshiro:
             self._held = subject, self._read(subject)
         return self._held[1][number]
 
+    def image_key(self, i: int) -> str | None:
+        """Which picture trial i saw, so that each is read once."""
+        return self.trials[i]["stimulus"]
+
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         if self._pictures is None:

@@ -98,6 +98,10 @@ class Recordings:
             raise UserError(f"{file}: the trial at {self.trials[i]['onset_s']:g} s holds a value that is no number")
         return eeg
 
+    def image_key(self, i: int) -> str | None:
+        """Which picture trial i saw, so that each is read once."""
+        return self.trials[i]["stimulus"]
+
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         return None if self._images is None else read_rgb(self._images / self.trials[i]["stimulus"])

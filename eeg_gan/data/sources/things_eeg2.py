@@ -80,6 +80,10 @@ class ThingsEEG2:
             raise UserError(f"{self._files[file]}: image {image} holds a value that is no number; download it again")
         return eeg
 
+    def image_key(self, i: int) -> str | None:
+        """Which picture trial i saw, so that each is read once."""
+        return self.trials[i]["stimulus"]
+
     def image(self, i: int) -> np.ndarray | None:
         """The picture that was seen, [H, W, 3] uint8 RGB."""
         (_, split), image, _ = self._places[i]
@@ -145,6 +149,7 @@ class ThingsEEG2:
             tmin_s=float(times[0]),
             description=f"{WHITENING[self.config.variant]} Repetitions of an image are {kept}. "
             "Values have no unit, though the card's unit says uV.",
+            fitted_on="all" if self.config.variant == "official" else "train",
         )
 
 

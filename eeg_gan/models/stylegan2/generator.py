@@ -66,8 +66,10 @@ class Generator(nn.Module):
         conditioning: str = "concat",
         whiten: bool = False,
         clamp: float | None = None,
+        condition_weight: float = 1.0,
     ):
         super().__init__()
+        self.condition_weight = condition_weight  # at which it was trained last; 1 but within a transition
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.resolution, self.img_channels, self.architecture = resolution, img_channels, architecture
         sizes = sizes_up_to(resolution)
@@ -96,13 +98,13 @@ class Generator(nn.Module):
         c: Tensor | None = None,
         psi: float = 1.0,
         cutoff: int | None = None,
-        weight: float = 1.0,
+        weight: float | None = None,
     ) -> Tensor:
         """ws [N, num_ws, w_dim]; psi < 1 pulls the first `cutoff` layers (all if None) towards the average w.
 
-        `weight` is that of the condition in a transitional network.
+        `weight` is that of the condition in a transitional network; None takes the one it was trained at last.
         """
-        w = self.mapping_network(z, c, weight)
+        w = self.mapping_network(z, c, self.condition_weight if weight is None else weight)
         ws = w[:, None].expand(-1, self.num_ws, -1)
         if psi == 1:
             return ws
@@ -138,7 +140,7 @@ class Generator(nn.Module):
         noise: list[Tensor] | str = "const",
         psi: float = 1.0,
         ws: Tensor | None = None,
-        weight: float = 1.0,
+        weight: float | None = None,
     ) -> Tensor:
         ws = self.mapping(z, c, psi, weight=weight) if ws is None else ws
         return self.synthesis(ws, noise)
