@@ -35,8 +35,8 @@ class DetectorConfig:
     label: str | None = None  # name shown in metrics; null is the detector's name
 
     def __post_init__(self):
-        if self.untrained and (self.name != "classifier" or self.weights is not None):
-            raise ValueError("untrained asks for a classifier with random weights; drop it, or drop name and weights")
+        if self.untrained and (self.name not in ("classifier", "tower") or self.weights is not None):
+            raise ValueError("untrained asks for a classifier or tower of random weights; drop it, or name and weights")
         if self.name == "classifier" and self.weights is None and not self.untrained:
             raise ValueError(
                 "the classifier has no weights, so its figures would mean nothing; set weights=FILE.safetensors "
@@ -45,7 +45,8 @@ class DetectorConfig:
             )
         if self.name == "torchscript" and self.weights is None:
             raise ValueError("name=torchscript judges by a file; set weights=FILE.pt, made by torch.jit.save")
-        if self.name == "tower" and self.weights is None and not (self.model or "").startswith("hf-hub:"):
+        named = self.untrained or self.weights is not None or (self.model or "").startswith("hf-hub:")
+        if self.name == "tower" and not named:
             raise ValueError(
                 "the tower has no weights, so its figures would mean nothing; set weights to a tag of open_clip "
                 "(openai) or to a local file"
