@@ -49,7 +49,7 @@ def index(runs):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_draws(runs, tmp_path, path):
-    """With the examples' own folders replaced by those of this session."""
+    """With the examples' own folders replaced by those of the chained debug runs."""
     text = path.read_text().replace("runs/debug/", f"{runs}/")
     (tmp_path / "c.yaml").write_text(text)
     assert cli.main(["generate", str(tmp_path / "c.yaml"), f"run_dir={tmp_path}/g"]) == 0
