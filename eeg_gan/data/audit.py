@@ -20,7 +20,7 @@ SAID = {
     "pre_stimulus": "EEG from before the stimulus gives",
     "between_blocks": "with labels moved to other blocks, EEG still gives",
 }
-NOTHING_MADE = "none of the three deciding controls could be made, so all there is is what the card says of the design"
+UNDECIDED = "not decidable: none of the three deciding controls could be made, so nobody knows what tells the class"
 Metas = list[dict[str, Any]]
 CONTEXT = {"block": ("subject", "session", "run", "recording", "block")}  # what makes a name unique
 
@@ -77,17 +77,25 @@ def leaks(metas: Mapping[str, Metas], duration_s: float) -> dict[str, Any]:
 
 
 def judge(found: dict[str, Any], controls: Mapping[str, Control], card: Card, split_policy: dict[str, Any]) -> Verdict:
-    """The verdict on leaks and on the controls that decide, and why; family-wise over those, alpha is .001."""
+    """The verdict on leaks and on the controls that decide, and why; family-wise over those, alpha is .001.
+
+    Clean are data on which at least one deciding control could be made, and none found anything.
+    """
     confounded, suspicious, notes = list(split_policy.get("reasons", [])), [], []
     if split_policy.get("confounded") and not confounded:
         confounded.append("prepare recorded the split as confounded")
     _judge_leaks(found, card, split_policy["by"], confounded, suspicious, notes)
     for name in DECIDING:
         _judge_control(name, controls, card, confounded, suspicious, notes)
-    if all(controls.get(name, Control()).value is None for name in DECIDING):
-        notes.append(NOTHING_MADE)
+    if not any(decides(controls.get(name, Control())) for name in DECIDING):
+        suspicious.append(UNDECIDED)
     verdict = "confounded" if confounded else "suspicious" if suspicious else "clean"
     return Verdict(verdict, confounded + suspicious, notes)
+
+
+def decides(control: Control) -> bool:
+    """Whether the control was made, on enough units for its p to count against the data."""
+    return control.value is not None and control.least < ALPHA / len(DECIDING)
 
 
 def _judge_leaks(found: dict, card: Card, by: str, confounded: list, suspicious: list, notes: list) -> None:
@@ -129,7 +137,10 @@ def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, s
         f"{SAID[name]} {control.value:.1%}, chance {control.chance:.1%} (p {control.p:.2g}, n {control.n}"
         f"{'; ' + control.note if control.note else ''})"
     )
-    if control.p >= ALPHA / len(DECIDING):
+    if not decides(control):
+        ways = f"labels can be exchanged in {1 / control.least:.0f} ways only, so its p cannot be below {control.least:.2g}"
+        notes.append(f"{said}: decides nothing, as {ways}")
+    elif control.p >= ALPHA / len(DECIDING):
         notes.append(said)
     else:
         (confounded if _serious(control, controls.get("ridge")) else suspicious).append(said)

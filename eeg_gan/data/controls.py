@@ -3,14 +3,17 @@
 Every score is a balanced accuracy, whose chance is 1 / classes, of test trials by a decoder fitted on training trials.
 p is exact under the null that the design itself makes true: with the predictions fixed, labels are permuted over the
 units that drew them independently (units.py), within recordings. EEG is autocorrelated, but the units' labels are not.
+Recordings that share an order of presentation are permuted together (orders.py).
 """
 
+import functools
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from eeg_gan.data import units
+from eeg_gan.data import orders, units
 from eeg_gan.data.card import Card
 from eeg_gan.data.ridge import Decoder
 from eeg_gan.distributed import seed_at
@@ -34,6 +37,7 @@ class Control:
     p: float | None = None
     n: int = 0  # scored trials
     note: str = ""
+    least: float = 0.0  # no p can be smaller: one over the number of ways in which labels can be exchanged
     correct: np.ndarray | None = field(default=None, compare=False)  # [M] weighted hits; their mean is value
 
 
@@ -46,6 +50,7 @@ class Trials:
     card: Card
     permutations: int
     seed: int
+    whole: Metas = ()  # all trials, for orders of presentation are seen in them only; empty: there are no others
 
     @property
     def y_fit(self) -> np.ndarray:
@@ -62,6 +67,22 @@ class Trials:
             return "there are no trials to fit on or none to score"
         shared = np.intersect1d(self.y_fit, self.y)
         return None if len(shared) > 1 else "fewer than two classes are in both parts"
+
+    @functools.cached_property
+    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """[M] unit and group of exchange of the scored trials, in the order of presentation."""
+        whole = self.whole or [*self.fit, *self.score]
+        own = units.exchange_units(whole, self.card)
+        rows = _rows_of(self.score, whole)
+        groups = units.exchange_groups(self.score, own[rows])
+        joined = orders.merged(whole, own)[rows]
+        return joined, orders.shared_groups(groups, joined)
+
+    @functools.cached_property
+    def places_in_order(self) -> np.ndarray:
+        """[N + M] one number for trials at the same place of one order of presentation, the fitted trials first."""
+        whole = self.whole or [*self.fit, *self.score]
+        return orders.merged(whole, np.arange(len(whole)))[_rows_of([*self.fit, *self.score], whole)]
 
     def random(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(seed_at(self.seed, f"audit.{purpose}", 0))
@@ -81,14 +102,13 @@ def time_alone(trials: Trials) -> Control:
 
 def judged(trials: Trials, predicted: np.ndarray, purpose: str) -> Control:
     """Predictions from what precedes the stimulus, or from no EEG: labels are exchanged in order of presentation."""
-    own = units.exchange_units(trials.score, trials.card)
-    groups = units.exchange_groups(trials.score, own)
-    return _tested(trials, predicted[None], trials.y[None], own, groups, purpose)
+    return _tested(trials, predicted[None], trials.y[None], *trials.drawn, purpose)
 
 
 def answered(trials: Trials, predicted: np.ndarray, purpose: str) -> Control:
     """Predictions from the response: labels are exchanged between stimuli, because trials of one share its response."""
     own = units.stimulus_units(trials.score, trials.card)
+    own = trials.drawn[0] if own is None else own
     return _tested(trials, predicted[None], trials.y[None], own, np.zeros_like(own), purpose)
 
 
@@ -100,7 +120,7 @@ def between_blocks(trials: Trials, decoder: Decoder) -> Control:
     class alone also the response to it, which no analysis can tell from drift. It turns the experiment of Li et al.
     (2020), who decoded block-level labels that had nothing to do with the pictures, into a test that a design of random
     order passes, drift or not. The score is the mean over 10 relabellings; p permutes the moved labels over trials
-    within recordings, alike in all relabellings.
+    within recordings, alike in all relabellings; where recordings share an order, blocks and labels move alike in them.
     """
     if trials.missing:
         return Control(note=trials.missing)
@@ -110,11 +130,12 @@ def between_blocks(trials: Trials, decoder: Decoder) -> Control:
         return Control(note="neither blocks, runs nor onsets are known")
     if not np.intersect1d(blocks[:n], blocks[n:]).size:
         return Control(note="no block is in both parts, so a decoder cannot use what is common to a block")
-    random = trials.random("blocks")
-    moved = np.stack([units.moved_between_blocks(metas, blocks, random) for _ in range(RELABELLINGS)])
+    random, together = trials.random("blocks"), trials.places_in_order
+    moved = np.stack([units.moved_between_blocks(metas, blocks, together, random) for _ in range(RELABELLINGS)])
     predicted = np.stack([decoder.predict(labels) for labels in moved[:, :n]])
-    groups = units.numbered([units.place(meta) for meta in trials.score])
-    return _tested(trials, predicted, moved[:, n:], np.arange(len(groups)), groups, "between_blocks")
+    own = together[n:]
+    groups = orders.shared_groups(units.numbered([units.place(meta) for meta in trials.score]), own)
+    return _tested(trials, predicted, moved[:, n:], own, groups, "between_blocks")
 
 
 def shuffled_eeg(trials: Trials, decoder: Decoder) -> Control:
@@ -183,7 +204,14 @@ def _tested(
         gains[r, np.arange(len(true)), guess] = weight[guess]
         correct += weight[true] * (guess == true)
     value, p = permutation_p(gains, labels, own, groups, trials.permutations, trials.random(purpose))
-    return Control(value / len(correct), _chance(labels[0]), p, len(correct), correct=correct)
+    first = np.unique(own, return_index=True)[1]
+    least = math.exp(-orders.log_arrangements(labels[0][first], groups[first]))
+    return Control(value / len(correct), _chance(labels[0]), p, len(correct), least=least, correct=correct)
+
+
+def _rows_of(metas: Metas, whole: Metas) -> np.ndarray:
+    known = {meta["key"]: i for i, meta in enumerate(whole)}
+    return np.array([known[meta["key"]] for meta in metas], dtype=np.int64)
 
 
 def _chance(labels: np.ndarray) -> float:

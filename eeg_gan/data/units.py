@@ -57,13 +57,13 @@ def exchange_groups(metas: Metas, units: np.ndarray) -> np.ndarray:
     return np.zeros(len(metas), dtype=np.int64)
 
 
-def stimulus_units(metas: Metas, card: Card) -> np.ndarray:
+def stimulus_units(metas: Metas, card: Card) -> np.ndarray | None:
     """[N] the unit for what follows the stimulus: trials of one stimulus share what it evokes, whoever saw it.
 
-    In block and windowed designs, and where stimuli are unnamed, it is the unit of presentation.
+    None in block and windowed designs, and where stimuli are unnamed: it is the unit of presentation.
     """
     if card.design not in RANDOMISED or any(meta["stimulus"] is None for meta in metas):
-        return exchange_units(metas, card)
+        return None
     return numbered([meta["stimulus"] for meta in metas])
 
 
@@ -88,20 +88,26 @@ def blocks_of(metas: Metas) -> np.ndarray | None:
     return numbered(list(zip(number.tolist(), cut.tolist(), strict=True)))
 
 
-def moved_between_blocks(metas: Metas, blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def moved_between_blocks(
+    metas: Metas, blocks: np.ndarray, together: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
     """Labels [N] with whole blocks' sequences of labels moved: no block keeps its own where a subject has several.
 
-    Blocks change places within a subject along one random cycle; a longer block repeats the sequence that it is given.
+    Blocks change places within a subject along one random cycle, the same in subjects whose blocks correspond; a longer
+    block repeats the sequence that it is given. Trials that are `together` [N], at one place of a shared order, are
+    given the same label.
     """
     onsets = np.array([meta["onset_s"] if meta["onset_s"] is not None else 0.0 for meta in metas])
     labels, moved = np.array([meta["label"] for meta in metas]), np.zeros(len(metas), dtype=np.int64)
-    subjects = numbered([meta["subject"] for meta in metas])
+    subjects, rank = numbered([meta["subject"] for meta in metas]), random.permutation(int(blocks.max()) + 1)
+    first, unit = np.unique(together, return_index=True, return_inverse=True)[1:]
+    heads = blocks[first][unit]  # [N] the block in which the first recording of a shared order has this trial
     for subject in np.unique(subjects):
         own = np.unique(blocks[subjects == subject])
         members = {b: np.flatnonzero(blocks == b) for b in own}
         members = {b: rows[np.argsort(onsets[rows], kind="stable")] for b, rows in members.items()}
-        cycle = random.permutation(own)
+        cycle = sorted(own, key=lambda b: rank[np.bincount(heads[members[b]]).argmax()])
         for giver, taker in zip(cycle, np.roll(cycle, 1), strict=True):
             rows, given = members[taker], labels[members[giver]]
             moved[rows] = given[np.arange(len(rows)) % len(given)]
-    return moved
+    return moved[first][unit]

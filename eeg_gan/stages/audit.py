@@ -172,7 +172,8 @@ def leaks(plan: Plan, seen: Seen, shards: Shards) -> dict:
 
 def experiments(plan: Plan, seen: Seen, shards: Shards, config: Config, rt: runtime.Runtime) -> dict[str, Control]:
     """Every control by name; those that cannot be made say why."""
-    trials = Trials(plan.fit, plan.score, shards.card, config.permutations, config.seed)
+    whole = [meta for own in plan.metas.values() for meta in own]
+    trials = Trials(plan.fit, plan.score, shards.card, config.permutations, config.seed, whole)
     done = {"time": controls.time_alone(trials)}
     if trials.missing:
         rest = ("pre_stimulus", "between_blocks", "ridge", "below_2hz", "shuffled_eeg")
@@ -218,4 +219,4 @@ def described(control: Control, plan: Plan, pairing: str) -> dict:
         groups: Sequence = [next(m[field] for field in fields if m[field] is not None) for m in plan.score]
         _, low, high = bootstrap_mean(control.correct, groups)
     entry = {"value": control.value, "low": low, "high": high, "chance": control.chance, "p": control.p}
-    return entry | {"n": control.n, "note": control.note}
+    return entry | {"n": control.n, "note": control.note, "least_p": control.least}

@@ -8,15 +8,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from eeg_gan.data import units
-from eeg_gan.data.audit import NOTHING_MADE
 from eeg_gan.data.card import Card
 from eeg_gan.data.controls import ALPHA, DECIDING
 from eeg_gan.stages import audit_figures
 
 Metas = dict[str, list[dict]]
 PLAIN = {
-    "clean": "No leak was found, and no control that could be made tells the class without the brain's answer to the "
-    "image. Scores on this split can be read as scores of that answer.",
+    "clean": "No leak was found, and no deciding control that could be made tells the class without the brain's answer "
+    "to the image. Scores on this split can be read as scores of that answer.",
     "suspicious": "Something may tell the class besides the brain's answer to the image. "
     "Read the reasons before you report a score on this split.",
     "confounded": "A decoder can score on this split without any response to the image. "
@@ -49,13 +48,12 @@ def write(path: Path, found: dict, card: Card, metas: Metas, seen) -> None:
         {"id": "psd", "heading": "Power spectra", "blocks": _spectra(seen, card, metas)},
     ]
     word = found["verdict"]
-    unmade = [_sentence(NOTHING_MADE)] if NOTHING_MADE in found["notes"] else []
     environment = Environment(
         loader=PackageLoader("eeg_gan.stages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("report.html.j2").render(
         title=f"Audit of {card.name}" + (" — confounded" if word == "confounded" else ""),
-        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *unmade, *map(_sentence, found["reasons"])]},
+        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *map(_sentence, found["reasons"])]},
         about=_about(found, card, seen),
         cards=None,
         sections=sections,
@@ -112,8 +110,8 @@ def _controls(found: dict) -> list[dict]:
         {
             "kind": "tables",
             "tables": [{"head": head, "rows": rows}],
-            "caption": "p is the share of permutations of the labels, over what drew them independently, that score as "
-            "high. Together the deciding controls raise a false alarm in at most one of "
+            "caption": "p is the share of permutations of the labels, over what drew them independently (recordings "
+            "that share an order of presentation together), that score as high. Together the deciding controls raise a false alarm in at most one of "
             f"{round(1 / ALPHA)} clean data sets: each counts below p = {ALPHA / len(DECIDING):.2g}.",
         },
         {"kind": "tables", "tables": [{"head": None, "rows": [("note", _sentence(note)) for note in found["notes"]]}]},
@@ -240,6 +238,8 @@ def _dominant(own: list[dict]) -> int:
 def _effect(decides: bool, alarming: bool, entry: dict) -> str:
     if entry["value"] is None:
         return "not applicable"
+    if decides and entry["least_p"] >= ALPHA / len(DECIDING):
+        return "cannot decide"
     return ("counts against" if alarming else "passed") if decides else "reported only"
 
 

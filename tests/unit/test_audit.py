@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from eeg_gan.data.audit import duplicates, eeg_digest, fitted_on, judge, leaks, overlaps, window_overlaps
@@ -40,7 +43,7 @@ def recorded(order, subjects=2):
 
 
 def in_blocks(s):
-    return [(c, i) for c in range(5) for i in range(20)]
+    return [(c, i) for c in np.random.default_rng(s).permutation(5).tolist() for i in range(20)]
 
 
 def at_random(s):
@@ -153,8 +156,19 @@ def test_the_controls_that_decide():
         assert outcome(**{name: Control(0.5, 0.2, 0.0005, 40)}).verdict == "clean"  # .001 is for the three together
         unknown = outcome(**{name: Control(note="trials start at 0 s")})
         assert unknown.verdict == "clean" and "not applicable, as trials start" in " ".join(unknown.notes)
+        few = outcome(**{name: replace(strong, p=0.05, least=1 / 24)})
+        assert few.verdict == "clean" and "exchanged in 24 ways only" in " ".join(few.notes)
     assert outcome(below_2hz=strong, shuffled_eeg=strong).verdict == "clean"
     assert outcome(pre_stimulus=Control(0.26, 0.2, 1e-4, 40), ridge=Control(0.3, 0.2, 1e-4, 40)).verdict == "confounded"
+
+
+@pytest.mark.parametrize("nothing", [Control(note="trials start at 0 s"), replace(NOTHING, least=1 / 24)])
+def test_data_that_no_control_decides_are_not_clean(nothing):
+    metas, _ = divided(recorded(at_random), "event-randomised")
+    controls = dict.fromkeys(("time", "pre_stimulus", "between_blocks"), nothing)
+    found = judge(leaks(metas, 0.5), controls, card(), CLEAN)
+    assert found.verdict == "suspicious" and found.reasons[0].startswith("not decidable: none of the three")
+    assert judge(leaks(metas, 0.5), controls | {"time": NOTHING}, card(), CLEAN).verdict == "clean"
 
 
 def test_unknown_onsets():

@@ -25,12 +25,16 @@ def card(design="event-randomised", **keys):
     return Card("a", 100.0, ("Oz", "Pz"), design, tuple("abcd"), "CC0", **keys)
 
 
-def recorded(seed, blocked=False, subjects=3, **changed):
-    """Every subject sees 20 stimuli of each of 4 classes once, 2 s apart, at random or class by class; 4 blocks."""
+def recorded(seed, blocked=False, subjects=3, playlists=None, **changed):
+    """Every subject sees 20 stimuli of each of 4 classes once, 2 s apart, at random or class by class; 4 blocks.
+
+    Each has an order of its own, or one of so many playlists.
+    """
     random, metas = np.random.default_rng(seed), []
+    drawn = [(random.permutation(CLASSES * STIMULI), random.permutation(CLASSES)) for _ in range(subjects)]
     for s in range(subjects):
-        order = random.permutation(CLASSES * STIMULI)
-        order = np.sort(order) if blocked else order
+        order, classes = drawn[s if playlists is None else s % playlists]
+        order = order[np.argsort(classes[order // STIMULI], kind="stable")] if blocked else order
         for n, i in enumerate(order.tolist()):
             known = {"subject": f"s{s}", "recording": f"r{s}", "block": str(n // STIMULI), "onset_s": 2.0 * n}
             known |= {"key": f"s{s}-{i}", "label": i // STIMULI, "stimulus": f"i{i}", "tmin_s": 0.0}
@@ -86,7 +90,8 @@ def test_labels_moved_between_blocks_are_decoded_where_blocks_have_classes_and_d
 def test_moving_labels_gives_every_block_another_blocks_sequence():
     metas = recorded(3)
     blocks, random = units.blocks_of(metas), np.random.default_rng(0)
-    labels, moved = np.array([m["label"] for m in metas]), units.moved_between_blocks(metas, blocks, random)
+    labels = np.array([m["label"] for m in metas])
+    moved = units.moved_between_blocks(metas, blocks, np.arange(len(metas)), random)
     assert len(set(blocks)) == 12
     for subject in ("s0", "s1", "s2"):
         own = [b for b in set(blocks) if metas[np.flatnonzero(blocks == b)[0]]["subject"] == subject]
@@ -118,7 +123,7 @@ def test_units_are_what_drew_the_label():
     assert len(set(units.exchange_units(metas, card("block")))) == 12
     assert len(set(units.exchange_units([m | {"onset_s": None} for m in metas], card("block")))) == 12
     assert len(set(units.stimulus_units(metas, card()))) == 80
-    assert len(set(units.stimulus_units(metas, card("block")))) == 12
+    assert units.stimulus_units(metas, card("block")) is None
     own = units.exchange_units(metas, card("block"))
     assert len(set(units.exchange_groups(metas, own))) == 3  # within recordings
     single = [m | {"recording": f"{m['subject']}-{m['label']}"} for m in metas]  # a recording per class
@@ -127,6 +132,31 @@ def test_units_are_what_drew_the_label():
     )  # within subjects
     same = [m | {"label": int(m["subject"][1:]), "recording": m["subject"]} for m in metas]
     assert len(set(units.exchange_groups(same, units.exchange_units(same, card("windowed"))))) == 1  # over all
+
+
+def test_recordings_of_one_playlist_draw_once():
+    shared = trials(recorded(0, subjects=6, playlists=2))
+    own, groups = shared.drawn
+    assert len(set(own)) == 40 and len(set(groups)) == 2 and len(own) == 120
+    alone = trials(recorded(0, subjects=6))
+    assert len(set(alone.drawn[0])) == 120 and len(set(alone.drawn[1])) == 6
+    metas = recorded(0, subjects=6, playlists=1)
+    blocks, together = units.blocks_of(metas), trials(metas).places_in_order
+    back = {m["key"]: i for i, m in enumerate([*trials(metas).fit, *trials(metas).score])}
+    together = together[[back[m["key"]] for m in metas]]
+    moved = units.moved_between_blocks(metas, blocks, together, np.random.default_rng(0)).reshape(6, -1)
+    labels = np.array([m["label"] for m in metas]).reshape(6, -1)
+    assert (moved == moved[0]).all() and (moved != labels).any()
+
+
+def test_a_playlist_that_everybody_saw_is_no_evidence():
+    """20 people with one random order: what is lucky for one is lucky for all."""
+    small = [time_alone(trials(recorded(seed, subjects=20, playlists=1), permutations=199)).p for seed in range(40)]
+    assert 1 <= sum(p <= 0.2 for p in small) <= 17, small  # 8 expected; 3.5 standard deviations
+    blocked = time_alone(trials(recorded(0, blocked=True, playlists=1)))  # by trial: no random order is like that
+    assert blocked.p == 0.001
+    few = time_alone(trials(recorded(0, blocked=True, playlists=1), "block"))
+    assert few.least == 1 / 24 and few.value > 0.85
 
 
 def test_windows_of_one_stretch_do_not_count_as_independent():
