@@ -81,7 +81,7 @@ def judge(found: dict[str, Any], controls: Mapping[str, Control], card: Card, sp
 
     Clean are data on which at least one deciding control could be made, and none found anything.
     """
-    confounded, suspicious, notes = list(split_policy.get("reasons", [])), [], []
+    confounded, suspicious, notes = list(split_policy.get("reasons", [])), [], list(split_policy.get("notes", []))
     if split_policy.get("confounded") and not confounded:
         confounded.append("prepare recorded the split as confounded")
     _judge_leaks(found, card, split_policy["by"], confounded, suspicious, notes)
@@ -138,8 +138,10 @@ def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, s
         f"{'; ' + control.note if control.note else ''})"
     )
     if not decides(control):
-        ways = f"labels can be exchanged in {1 / control.least:.0f} ways only, so its p cannot be below {control.least:.2g}"
-        notes.append(f"{said}: decides nothing, as {ways}")
+        least = f"its p cannot be below {control.least:.2g}"
+        notes.append(
+            f"{said}: decides nothing, as labels can be exchanged in {1 / control.least:.0f} ways only: {least}"
+        )
     elif control.p >= ALPHA / len(DECIDING):
         notes.append(said)
     else:

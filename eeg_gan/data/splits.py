@@ -83,6 +83,8 @@ def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
                 f"split: {split} would be empty of {len(trials)} trials by {config.by}; "
                 f"raise split.{split}, or set it to 0 and give its part to another ({NEEDS})"
             )
+    for note in _notes(shared_stimuli(trials, assigned)):
+        log.warning("split.by=%s: %s", config.by, note)
     if not config.allow_confounded:
         _refuse_confounded(confounds(trials, assigned, config, card), config, card)
     absent = [split for split in SPLITS if split not in assigned]
@@ -92,14 +94,20 @@ def assign(trials: Metas, config: SplitConfig, card: Card) -> list[str]:
 
 
 def policy(trials: Metas, assigned: list[str], config: SplitConfig, card: Card) -> dict[str, Any]:
-    """What index.json records of the division; `confounded` where splits share something else that tells the label."""
-    reasons = confounds(trials, assigned, config, card)
+    """What index.json records of the division; `confounded` where splits share something else that tells the label.
+
+    `shared_stimuli` and the `notes` on them are there where splits by run, session, recording, block or subject have
+    stimuli in common: that is no confound, for recognising a picture takes the brain's answer to it.
+    """
+    reasons, shared = confounds(trials, assigned, config, card), shared_stimuli(trials, assigned)
     return {
         "by": config.by,
         "seed": config.seed,
         "fractions": {split: getattr(config, split) for split in SPLITS},
         "confounded": bool(reasons),
         "reasons": reasons,
+        "shared_stimuli": shared,
+        "notes": _notes(shared),
         "digest": digest({s: [t["key"] for t, a in zip(trials, assigned, strict=True) if a == s] for s in SPLITS}),
     }
 
@@ -122,6 +130,32 @@ def confounds(trials: Metas, assigned: list[str], config: SplitConfig, card: Car
     if config.by in ("trial", "given") and _shared(trials, assigned, "stimulus", unknown=False):
         reasons.append("a stimulus is in train and in another split: an image can be recognised instead of its class")
     return reasons
+
+
+def shared_stimuli(trials: Metas, assigned: list[str]) -> dict[str, dict[str, int]]:
+    """Split -> {stimuli: how many of its stimuli are in train too, of: how many it has, trials: its trials of those}.
+
+    Only splits that share any are there; trials whose stimulus is unknown are passed over.
+    """
+    held = defaultdict(Counter)
+    for trial, split in zip(trials, assigned, strict=True):
+        if trial["stimulus"] is not None:
+            held[split][trial["stimulus"]] += 1
+    found = {}
+    for split in ("val", "test"):
+        both = held[split].keys() & held["train"].keys()
+        if both:
+            n = sum(held[split][name] for name in both)
+            found[split] = {"stimuli": len(both), "of": len(held[split]), "trials": n}
+    return found
+
+
+def _notes(shared: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"{own['stimuli']} of {own['of']} stimuli of {split} are in train too ({own['trials']} trials): its scores do "
+        "not say what happens with new images; split.by=stimulus would"
+        for split, own in shared.items()
+    ]
 
 
 def _shared(trials: Metas, assigned: list[str], by: str, unknown: bool = True) -> bool:

@@ -1,5 +1,9 @@
 """One trial: what it is called, what was measured, what was seen."""
 
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,3 +50,11 @@ def complete(meta: dict[str, Any]) -> dict[str, Any]:
 def is_safe_key(key: str) -> bool:
     """Whether a key can name a file and a webdataset sample, whose key ends at the first dot."""
     return bool(key) and key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+
+
+def safe_keys(names: Iterable[str]) -> dict[str, str]:
+    """Each name with every other sign as `_`; names that are then equal also get a digest of their own."""
+    plain = {name: re.sub(r"[^A-Za-z0-9_-]+", "_", name) for name in names}
+    holders = Counter(plain.values())
+    digests = {name: hashlib.sha256(name.encode()).hexdigest()[:8] for name, key in plain.items() if holders[key] > 1}
+    return {name: f"{key}-{digests[name]}" if name in digests else key for name, key in plain.items()}

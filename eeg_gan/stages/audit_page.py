@@ -47,13 +47,13 @@ def write(path: Path, found: dict, card: Card, metas: Metas, seen) -> None:
         {"id": "erp", "heading": "Evoked response", "blocks": [_butterfly(seen, card)]},
         {"id": "psd", "heading": "Power spectra", "blocks": _spectra(seen, card, metas)},
     ]
-    word = found["verdict"]
+    word, told = found["verdict"], [*found["reasons"], *found["split_policy"].get("notes", [])]
     environment = Environment(
         loader=PackageLoader("eeg_gan.stages", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("report.html.j2").render(
         title=f"Audit of {card.name}" + (" — confounded" if word == "confounded" else ""),
-        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *map(_sentence, found["reasons"])]},
+        verdict={"word": word, "style": word, "reasons": [PLAIN[word], *map(_sentence, told)]},
         about=_about(found, card, seen),
         cards=None,
         sections=sections,
@@ -111,8 +111,9 @@ def _controls(found: dict) -> list[dict]:
             "kind": "tables",
             "tables": [{"head": head, "rows": rows}],
             "caption": "p is the share of permutations of the labels, over what drew them independently (recordings "
-            "that share an order of presentation together), that score as high. Together the deciding controls raise a false alarm in at most one of "
-            f"{round(1 / ALPHA)} clean data sets: each counts below p = {ALPHA / len(DECIDING):.2g}.",
+            "that share an order of presentation together), that score as high. Together the deciding controls raise "
+            f"a false alarm in at most one of {round(1 / ALPHA)} clean data sets: each counts below p = "
+            f"{ALPHA / len(DECIDING):.2g}.",
         },
         {"kind": "tables", "tables": [{"head": None, "rows": [("note", _sentence(note)) for note in found["notes"]]}]},
     ]

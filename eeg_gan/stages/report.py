@@ -113,7 +113,10 @@ def verdict(runs: Runs) -> dict:
     return {
         "word": word,
         "style": word.replace(" ", "-"),
-        "reasons": found["reasons"] or [known.get(word, "the split was recorded as confounded")],
+        "reasons": [
+            *(found["reasons"] or [known.get(word, "the split was recorded as confounded")]),
+            *found.get("split_policy", {}).get("notes", []),
+        ],
     }
 
 

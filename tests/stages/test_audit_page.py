@@ -56,9 +56,10 @@ def test_page_and_json(tmp_path, runs):
 def test_eeg_without_images_onsets_and_baseline(tmp_path):
     splits = {"train": mixed(60), "val": mixed(12), "test": mixed(24)}
     found, html = audited(tmp_path, written(tmp_path / "p", splits, tmin_s=0.0, pictures=False, onset_s=None))
-    assert found["verdict"] == "clean" and found["near_duplicate_images"] == {}
-    notes = " ".join(found["notes"])
-    assert "none of the three deciding controls could be made" in notes and "None of the three" in html
+    assert found["verdict"] == "suspicious" and found["near_duplicate_images"] == {}
+    notes, [reason] = " ".join(found["notes"]), found["reasons"]
+    assert reason.startswith("not decidable: none of the three deciding controls") and "Not decidable: none" in html
+    assert '<span class="badge suspicious">' in html and "No leak was found" not in html
     for said in (
         "onsets or recordings are unknown",
         "nothing precedes the stimulus",
@@ -69,18 +70,23 @@ def test_eeg_without_images_onsets_and_baseline(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "splits, said",
+    "splits, said, verdict",
     [
-        ({"train": mixed(60), "val": mixed(24)}, "the test split is empty, so controls are scored on val"),
-        ({"train": mixed(60)}, "only one split holds trials"),
-        ({"train": mixed(60, 1), "test": [1, 2] * 30}, "one half of test's stimuli is decoded from the other"),
-        ({"train": mixed(3, 1), "test": [1]}, "fewer than two classes"),
+        ({"train": mixed(60), "val": mixed(24)}, "the test split is empty, so controls are scored on val", "clean"),
+        ({"train": mixed(60)}, "only one split holds trials", "suspicious"),
+        (
+            {"train": mixed(60, 1), "test": [1 + x for x in mixed(60, 2)]},
+            "one half of test's stimuli is decoded from the other",
+            "clean",
+        ),
+        ({"train": mixed(3, 1), "test": [1]}, "fewer than two classes", "suspicious"),
     ],
 )
-def test_splits_may_be_empty_or_of_other_classes(tmp_path, splits, said):
+def test_splits_may_be_empty_or_of_other_classes(tmp_path, splits, said, verdict):
     found, html = audited(tmp_path, written(tmp_path / "p", splits))
     assert said in " ".join(found["notes"]) and said[4:] in html.replace("&#39;", "'")
-    assert found["verdict"] == "clean" and set(found["counts"]) == set(splits)
+    assert found["verdict"] == verdict and set(found["counts"]) == set(splits)
+    assert any(reason.startswith("not decidable") for reason in found["reasons"]) == (verdict == "suspicious")
 
 
 def test_fewer_permutations_than_the_verdict_needs_are_refused(tmp_path, capsys):

@@ -236,6 +236,16 @@ def test_card_mistake_names_the_key(folder):
     refused(folder, "dataset.yaml", "licens", "did you mean licence?")
 
 
+def test_names_that_differ_by_a_sign_have_keys_of_their_own(folder):
+    for name in ("s+1", "s 1"):
+        np.save(folder / f"{name}.npy", np.ones((2, 8)))
+    write_rows(folder, HEADER, [["s+1.npy", *ROWS[0][1:]], ["s 1.npy", *ROWS[1][1:]], ["a.npy", *ROWS[0][1:]]])
+    keys = [trial["key"] for trial in Folder(folder).trials]
+    assert len(set(keys)) == 3 and keys[2] == "a" and all(key.startswith("s_1-") for key in keys[:2])
+    write_rows(folder, HEADER, [["s+1.npy", *ROWS[0][1:]], ["a.npy", *ROWS[1][1:]]])
+    assert [trial["key"] for trial in Folder(folder).trials] == ["s_1", "a"]
+
+
 def test_keys_fit_into_shards(folder):
     names = [f"{'a' * 60}/{'b' * 60}{end}.npy" for end in (1, 2)]
     (folder / ("a" * 60)).mkdir()

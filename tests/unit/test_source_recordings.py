@@ -80,6 +80,16 @@ def test_fif_annotations_count_from_the_first_sample(tmp_path):
     np.testing.assert_allclose(opened.eeg(0), published.signal(0)[:, 180:280], atol=1e-3)
 
 
+def test_recordings_whose_names_differ_by_a_sign(tmp_path):
+    for name in ("anna+1_raw", "anna 1_raw", "bela_raw"):
+        published.write_fif(tmp_path / f"{name}.fif", published.signal(0), 100)
+    (tmp_path / "more").mkdir()
+    published.write_fif(tmp_path / "more" / "bela_raw.fif", published.signal(0), 100)
+    keys = [trial["key"] for trial in source(tmp_path).trials]
+    assert len(set(keys)) == len(keys) == 16 and sum(key.startswith("anna_1_raw-") for key in keys) == 8
+    assert {"bela_raw_fif_00000", "more_bela_raw_fif_00000"} <= set(keys)
+
+
 def test_only_the_stretch_is_read(tmp_path, monkeypatch):
     opened = source(published.recordings(tmp_path, ".edf"))
     asked = []

@@ -130,6 +130,41 @@ def test_every_split_that_the_design_makes_unsafe_is_refused():
         assert not policy(metas, assign(metas, config, card("block")), config, card("block"))["confounded"]
 
 
+@pytest.mark.parametrize("by", ["run", "session", "recording", "block", "subject", "stimulus", "concept"])
+def test_stimuli_in_two_splits_are_counted_and_said(by, caplog):
+    metas = [meta | {"run": meta["session"]} for meta in trials(repeats=4, subjects=4)]
+    config = SplitConfig(by=by)
+    recorded = policy(metas, assign(metas, config, card()), config, card())
+    if by in ("stimulus", "concept"):
+        assert recorded["shared_stimuli"] == {} and recorded["notes"] == [] and "are in train too" not in caplog.text
+        return
+    assert not recorded["confounded"] and set(recorded["shared_stimuli"]) == {"val", "test"}
+    held = recorded["shared_stimuli"]["test"]
+    if by != "block":  # whose blocks of a class leave some stimuli out
+        assert held["stimuli"] == held["of"] == 40 and held["trials"] >= 40
+    assert f"split.by={by}: {held['stimuli']} of {held['of']} stimuli of test are in train too" in caplog.text
+    assert "do not say what happens with new images" in recorded["notes"][1]
+
+
+@pytest.mark.parametrize("by", ["run", "session", "recording", "block"])
+def test_groups_of_every_kind_are_held_together_and_classes_in_proportion(by):
+    metas = [meta | {"run": meta["session"]} for meta in trials(repeats=5, subjects=4)]
+    assigned = assign(metas, SplitConfig(by=by), card())
+    names = {"run": ("subject", "run"), "session": ("subject", "session"), "recording": ("recording",)}
+    found = groups(metas, assigned, *names.get(by, ("recording", "block")))
+    assert all(len(splits) == 1 for splits in found.values()) and len(found) == (80 if by == "block" else 20)
+    counts = Counter((meta["label"], split) for meta, split in zip(metas, assigned, strict=True))
+    assert all(counts[c, s] == counts[0, s] > 0 for c in range(4) for s in ("train", "val", "test"))
+
+
+def test_random_trials_hold_classes_in_proportion():
+    metas = trials(repeats=1, subjects=1)
+    counts = Counter(
+        (m["label"], s) for m, s in zip(metas, assign(metas, SplitConfig(by="trial"), card()), strict=True)
+    )
+    assert all(counts[c, s] == counts[0, s] > 0 for c in range(4) for s in ("train", "val", "test"))
+
+
 def test_folds_leave_one_subject_out():
     metas, held = trials(subjects=11), []
     for fold in range(11):

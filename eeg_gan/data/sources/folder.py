@@ -7,7 +7,6 @@ the rows where there is no such column), or one .npy [C, T] per trial, named in 
 import csv
 import difflib
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from eeg_gan import config
 from eeg_gan.config import UserError
 from eeg_gan.data import card as cards
 from eeg_gan.data.shards import LONGEST_KEY
-from eeg_gan.data.trial import complete, is_safe_key
+from eeg_gan.data.trial import complete, is_safe_key, safe_keys
 
 NEEDED = ("label", "subject")
 TEXTS = ("session", "run", "block", "recording", "stimulus", "concept", "split")
@@ -41,6 +40,7 @@ class Folder:
         self.card = self._card(values)
         self._places = self._eeg_places()
         self._images = self._image_paths()
+        self._safe = {} if self._one_file else safe_keys(_name(row) for _, row in self.rows)
         self.trials = [self._meta(i) for i in range(len(self.rows))]
         self._check_unique("key", [trial["key"] for trial in self.trials])
         self._shape = self._check_eeg()
@@ -179,7 +179,7 @@ class Folder:
             return row["key"]
         if self._one_file:
             return f"trial-{self._places[i][1]:06d}"
-        return _short(re.sub(r"[^A-Za-z0-9_-]+", "_", str(Path(row["eeg"]).with_suffix(""))))
+        return _short(self._safe[_name(row)])
 
     def _label(self, i: int) -> int:
         text, names = self.rows[i][1]["label"], self.card.class_names
@@ -297,6 +297,10 @@ def _open_array(path: Path, where: str) -> np.ndarray:
             "save it with numpy.save as float32"
         )
     return array
+
+
+def _name(row: dict[str, str]) -> str:
+    return str(Path(row["eeg"]).with_suffix(""))
 
 
 def _short(key: str) -> str:

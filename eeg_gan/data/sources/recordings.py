@@ -20,7 +20,7 @@ from eeg_gan.data.shards import LONGEST_KEY
 from eeg_gan.data.sources import bids
 from eeg_gan.data.sources.continuous import Continuous, Event, find_files
 from eeg_gan.data.sources.published import read_rgb
-from eeg_gan.data.trial import complete
+from eeg_gan.data.trial import complete, safe_keys
 
 # C electrode, T time sample
 
@@ -85,7 +85,10 @@ class Recordings:
         self.class_names = self._class_names(kept)
         self._places = [(file, event.sample + self._start) for file, _, event in kept]
         stems = Counter(file.stem for file in files)
-        self.trials = [self._meta(*trial, stems[trial[0].stem] == 1) for trial in kept]
+        names = {file: file.stem if stems[file.stem] == 1 else self._recording(file) for file in files}
+        safe = safe_keys(names.values())
+        keys = [_key(names[file], safe[names[file]], number) for file, number, _ in kept]
+        self.trials = [self._meta(file, event, key) for (file, _, event), key in zip(kept, keys, strict=True)]
         self._events_of = [event for _, _, event in kept]
         self.card = self._card()
         self._report()
@@ -168,18 +171,20 @@ class Recordings:
                 )
         return folder
 
-    def _meta(self, file: Path, number: int, event: Event, unique: bool) -> dict[str, Any]:
-        recording = file.relative_to(self.root).as_posix()
+    def _recording(self, file: Path) -> str:
+        return file.relative_to(self.root).as_posix()
+
+    def _meta(self, file: Path, event: Event, key: str) -> dict[str, Any]:
         who = self._who(file)
         name = (self.config.classes or {}).get(event.name, event.name)
         return complete(
             {
                 **who,
-                "key": _key(file.stem if unique else recording, number),
+                "key": key,
                 "label": self.class_names.index(name),
                 "class_name": name,
                 "block": event.block or who["run"],
-                "recording": recording,
+                "recording": self._recording(file),
                 "onset_s": round(event.sample / self.sfreq, 6),
                 "tmin_s": self._start / self.sfreq,
                 "sfreq": self.sfreq,
@@ -190,7 +195,7 @@ class Recordings:
 
     def _who(self, file: Path) -> dict[str, str | None]:
         """Subject, session and run, from the names that BIDS prescribes or by the given expression."""
-        recording = file.relative_to(self.root).as_posix()
+        recording = self._recording(file)
         if self.config.names is None:
             found = bids.entities(file)
             runs = [found[entity] for entity in ("task", "acq", "run") if entity in found]
@@ -234,8 +239,8 @@ class Recordings:
             log.warning("%s: a trial deviates by %.3g uV: is its unit right?", self._places[0][0], deviation)
 
 
-def _key(name: str, number: int) -> str:
-    key = f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}_{number:05d}"
+def _key(name: str, safe: str, number: int) -> str:
+    key = f"{safe}_{number:05d}"
     return key if len(key) <= LONGEST_KEY else f"{hashlib.sha256(name.encode()).hexdigest()[:32]}_{number:05d}"
 
 
