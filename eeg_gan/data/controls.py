@@ -18,10 +18,9 @@ from eeg_gan.data.card import Card
 from eeg_gan.data.ridge import Decoder
 from eeg_gan.distributed import seed_at
 
-# N fitted trial, M scored trial, K class, D feature, R relabelling, U unit
+# N fitted trial, M scored trial, K class, D feature, U unit
 
 NEIGHBOURS = 5
-RELABELLINGS = 10  # of blocks
 MOST = {"fit": 4000, "score": 3000}  # trials, evenly spread, that a control uses of a larger split
 ALPHA = 0.001  # family-wise, of the controls that decide
 DECIDING = ("time", "pre_stimulus", "between_blocks")
@@ -102,14 +101,14 @@ def time_alone(trials: Trials) -> Control:
 
 def judged(trials: Trials, predicted: np.ndarray, purpose: str) -> Control:
     """Predictions from what precedes the stimulus, or from no EEG: labels are exchanged in order of presentation."""
-    return _tested(trials, predicted[None], trials.y[None], *trials.drawn, purpose)
+    return _tested(trials, predicted, trials.y, *trials.drawn, purpose)
 
 
 def answered(trials: Trials, predicted: np.ndarray, purpose: str) -> Control:
     """Predictions from the response: labels are exchanged between stimuli, because trials of one share its response."""
     own = units.stimulus_units(trials.score, trials.card)
     own = trials.drawn[0] if own is None else own
-    return _tested(trials, predicted[None], trials.y[None], own, np.zeros_like(own), purpose)
+    return _tested(trials, predicted, trials.y, own, np.zeros_like(own), purpose)
 
 
 def between_blocks(trials: Trials, decoder: Decoder) -> Control:
@@ -119,8 +118,9 @@ def between_blocks(trials: Trials, decoder: Decoder) -> Control:
     their labels. What can still be decoded is the block, which both parts share: drift, and where a block shows one
     class alone also the response to it, which no analysis can tell from drift. It turns the experiment of Li et al.
     (2020), who decoded block-level labels that had nothing to do with the pictures, into a test that a design of random
-    order passes, drift or not. The score is the mean over 10 relabellings; p permutes the moved labels over trials
-    within recordings, alike in all relabellings; where recordings share an order, blocks and labels move alike in them.
+    order passes, drift or not. p permutes the moved labels over trials within recordings; where recordings share an
+    order, blocks and labels move alike in them. Labels are moved once: what chance put into a block is common to all
+    ways of moving it, so the mean over several would be luckier than its permutations.
     """
     if trials.missing:
         return Control(note=trials.missing)
@@ -130,12 +130,10 @@ def between_blocks(trials: Trials, decoder: Decoder) -> Control:
         return Control(note="neither blocks, runs nor onsets are known")
     if not np.intersect1d(blocks[:n], blocks[n:]).size:
         return Control(note="no block is in both parts, so a decoder cannot use what is common to a block")
-    random, together = trials.random("blocks"), trials.places_in_order
-    moved = np.stack([units.moved_between_blocks(metas, blocks, together, random) for _ in range(RELABELLINGS)])
-    predicted = np.stack([decoder.predict(labels) for labels in moved[:, :n]])
-    own = together[n:]
-    groups = orders.shared_groups(units.numbered([units.place(meta) for meta in trials.score]), own)
-    return _tested(trials, predicted, moved[:, n:], own, groups, "between_blocks")
+    together = trials.places_in_order
+    moved = units.moved_between_blocks(metas, blocks, together, trials.random("blocks"))
+    groups = orders.shared_groups(units.numbered([units.place(meta) for meta in trials.score]), together[n:])
+    return _tested(trials, decoder.predict(moved[:n]), moved[n:], together[n:], groups, "between_blocks")
 
 
 def shuffled_eeg(trials: Trials, decoder: Decoder) -> Control:
@@ -167,46 +165,37 @@ def nearest_in_time(trials: Trials) -> np.ndarray:
 def permutation_p(
     gains: np.ndarray, labels: np.ndarray, own: np.ndarray, groups: np.ndarray, n: int, random: np.random.Generator
 ) -> tuple[float, float]:
-    """The sum of gains [R, U', K] at labels [R, U'] of all rows, and the share of n permutations that reach it.
+    """The sum of gains [U', K] at labels [U'] of all rows, and the share of n permutations that reach it.
 
     `own` [U'] numbers the units, each permuted as a whole within its group [U']; never below 1 / (n + 1).
     """
-    first, unit = np.unique(own, return_index=True)[1], np.unique(own, return_inverse=True)[1]
-    whole = np.zeros((len(gains), len(first), gains.shape[2]))
-    for r, gain in enumerate(gains):
-        np.add.at(whole[r], unit, gain)
-    labels, groups = labels[:, first], groups[first]
-    observed, rows, reached = _sum(whole, labels, np.arange(len(first))[None])[0], np.argsort(groups, kind="stable"), 0
+    first, unit = np.unique(own, return_index=True, return_inverse=True)[1:]
+    whole = np.zeros((len(first), gains.shape[1]))
+    np.add.at(whole, unit, gains)
+    labels, groups, everything = labels[first], groups[first], np.arange(len(first))
+    observed, rows, reached = whole[everything, labels].sum(), np.argsort(groups, kind="stable"), 0
     cuts = np.flatnonzero(np.diff(groups[rows])) + 1
     for start in range(0, n, chunk := max(1, 4_000_000 // len(first))):
-        order = np.tile(np.arange(len(first)), (min(chunk, n - start), 1))
+        order = np.tile(everything, (min(chunk, n - start), 1))
         for members in np.split(rows, cuts):
             order[:, members] = random.permuted(order[:, members], axis=1)
-        reached += int((_sum(whole, labels, order) >= observed - 1e-9).sum())
+        reached += int((whole[everything, labels[order]].sum(axis=1) >= observed - 1e-9).sum())
     return float(observed), (1 + reached) / (1 + n)
-
-
-def _sum(gains: np.ndarray, labels: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """[P] for permutations `order` [P, U]: unit u takes the label of unit order[u], alike in all relabellings."""
-    flat, start = gains.reshape(len(gains), -1), np.arange(order.shape[1]) * gains.shape[2]
-    return sum(flat[r][start + labels[r][order]].sum(axis=1) for r in range(len(gains)))
 
 
 def _tested(
     trials: Trials, predicted: np.ndarray, labels: np.ndarray, own: np.ndarray, groups: np.ndarray, purpose: str
 ) -> Control:
-    """predicted, labels [R, M] -> the mean balanced accuracy over rows, with its p."""
-    top = int(max(predicted.max(), labels.max())) + 1
-    gains, correct = np.zeros((*labels.shape, top)), np.zeros(labels.shape[1])
-    for r, (guess, true) in enumerate(zip(predicted, labels, strict=True)):
-        counts = np.bincount(true, minlength=top)
-        weight = len(true) / (counts.clip(1) * (counts > 0).sum() * len(labels))
-        gains[r, np.arange(len(true)), guess] = weight[guess]
-        correct += weight[true] * (guess == true)
+    """predicted, labels [M] -> the balanced accuracy, with its p."""
+    counts = np.bincount(labels, minlength=int(max(predicted.max(), labels.max())) + 1)
+    weight = len(labels) / (counts.clip(1) * (counts > 0).sum())
+    gains = np.zeros((len(labels), len(counts)))
+    gains[np.arange(len(labels)), predicted] = weight[predicted]
     value, p = permutation_p(gains, labels, own, groups, trials.permutations, trials.random(purpose))
     first = np.unique(own, return_index=True)[1]
-    least = math.exp(-orders.log_arrangements(labels[0][first], groups[first]))
-    return Control(value / len(correct), _chance(labels[0]), p, len(correct), least=least, correct=correct)
+    least = math.exp(-orders.log_arrangements(labels[first], groups[first]))
+    correct = weight[labels] * (predicted == labels)
+    return Control(value / len(labels), _chance(labels), p, len(labels), least=least, correct=correct)
 
 
 def _rows_of(metas: Metas, whole: Metas) -> np.ndarray:

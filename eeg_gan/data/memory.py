@@ -5,6 +5,7 @@ from pathlib import Path
 from eeg_gan.config import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def require(n_bytes: int, path: str | Path, cure: str = "use a machine with more memory") -> None:
@@ -37,10 +38,25 @@ def _system() -> int | None:
 
 
 def _container() -> int | None:
-    """What the control group (version 2) leaves; its cache of files gives way."""
+    """What the control groups (version 2) of this process leave, its own and those around it."""
+    left = [free for free in map(_left, _groups()) if free is not None]
+    return min(left, default=None)
+
+
+def _groups() -> list[Path]:
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        lines = MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        lines = []
+    own = CGROUP / next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    return [folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP)]
+
+
+def _left(group: Path) -> int | None:
+    """What one control group leaves; its cache of files gives way."""
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return None if limit == "max" else max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None

@@ -1,6 +1,7 @@
 """Generate by its front door: every source of conditions, seeds, truncation, noise, walks and style mixing."""
 
 import json
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -98,7 +99,10 @@ def test_a_folder_of_images_equals_the_split_that_they_come_from(capsys, runs, t
     folder = drawn(runs, tmp_path / "a", *given, f"images={tmp_path}/p", "seeds=[0]")
     keys = ",".join(prepared.keys("test")[:3])
     assert same(folder, drawn(runs, tmp_path / "b", *given, index(runs), "seeds=[0]", f"keys=[{keys}]"))
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["reads"] == {}
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["reads"] == {} and len([name for name in record["files"] if name.endswith(".png")]) == 3
+    shutil.copy(tmp_path / "p" / f"{sample.key}.png", tmp_path / "p" / "more.png")
+    assert len(drawn(runs, tmp_path / "a", *given, f"images={tmp_path}/p", "seeds=[0]")) == 4
     (tmp_path / "none").mkdir()
     assert "no image" in refused(capsys, words(runs, tmp_path / "c", *given, f"images={tmp_path}/none"))
 

@@ -32,7 +32,8 @@ def test_a_stopped_projection_goes_on_bit_for_bit(runs, tmp_path):
     rows = read_stats(tmp_path / "a")
     assert [row["images"] for row in rows] == [10, 20, 30] and rows[-1]["loss/pixels (1)"] < rows[0]["loss/pixels (1)"]
     assert (tmp_path / "a" / "comparison.png").exists()
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["reads"] == {"train": 1, "val": 1}
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["reads"] == {"train": 1, "val": 1} and f"{runs}/prepare/index.json" in record["files"]
 
 
 def test_an_image_of_the_generator_is_found_again(runs, tmp_path):
@@ -47,6 +48,7 @@ def test_an_image_of_the_generator_is_found_again(runs, tmp_path):
     assert cli.main(command) == 0
     found = json.loads((tmp_path / "p" / "projection.json").read_text())
     assert found["psnr_db"] > 25, found
+    assert json.loads((tmp_path / "p" / "run.json").read_text())["files"][f"{tmp_path}/own.png"]
     saved = load_file(tmp_path / "p" / "w.safetensors")
     noise = [saved[f"noise.{i}"] for i in range(len(generator.convs))]
     again = to_uint8(generator.synthesis(saved["ws"][None], noise))[0]

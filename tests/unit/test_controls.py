@@ -83,7 +83,8 @@ def test_labels_moved_between_blocks_are_decoded_where_blocks_have_classes_and_d
     assert found.value > 0.6 and found.p == 0.001
     free = trials(recorded(0))
     assert answered(free, decoder(free, response).predict(free.y_fit), "ridge").value > 0.7
-    moved = between_blocks(free, decoder(free, lambda m: drift(m) + response(m)))
+    many = trials(recorded(0, subjects=12))
+    moved = between_blocks(many, decoder(many, lambda m: drift(m) + response(m)))
     assert abs(moved.value - 0.25) < 0.08 and moved.p > 0.01
 
 
@@ -186,9 +187,8 @@ def test_p_values_are_uniform_where_there_is_nothing():
 
 def test_permutation_p_agrees_with_counting():
     """Two units a group: the label of each may change places, four arrangements of which one is as good."""
-    gains = np.zeros((1, 4, 2))
-    gains[0, np.arange(4), [0, 1, 0, 1]] = 1
-    labels, own, groups = np.array([[0, 1, 0, 1]]), np.arange(4), np.array([0, 0, 1, 1])
+    gains = np.eye(2)[[0, 1, 0, 1]]
+    labels, own, groups = np.array([0, 1, 0, 1]), np.arange(4), np.array([0, 0, 1, 1])
     value, p = permutation_p(gains, labels, own, groups, 4000, np.random.default_rng(0))
     assert value == 4 and p == pytest.approx(0.25, abs=0.03)
     _, joint = permutation_p(gains, labels, np.array([0, 0, 1, 1]), np.zeros(4, int), 500, np.random.default_rng(0))

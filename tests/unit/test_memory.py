@@ -21,6 +21,19 @@ def test_a_container_leaves_less_than_the_system(tmp_path, monkeypatch):
     memory.require(400, "x.mat")
 
 
+def test_a_job_is_limited_by_the_groups_around_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    (tmp_path / "membership").write_text("0::/slurm/job_7/step_0\n")
+    (tmp_path / "slurm" / "job_7" / "step_0").mkdir(parents=True)
+    limit(tmp_path / "slurm" / "job_7" / "step_0", "max", 10, 0)
+    limit(tmp_path / "slurm" / "job_7", 5000, 1000, 0)
+    limit(tmp_path / "slurm", 90_000, 1000, 0)
+    assert memory.available() == 4000
+    (tmp_path / "membership").write_text("0::/../elsewhere\n")
+    assert memory.available() is None or memory.available() > 2**20
+
+
 def test_no_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     limit(tmp_path, "max", 900, 300)

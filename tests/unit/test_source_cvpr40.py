@@ -74,6 +74,19 @@ def test_prepare_with_published_split_and_pictures(tmp_path, capsys):
     assert "these are no microvolt" in shards.card.description
 
 
+def test_the_six_unseen_classes_of_the_paper(tmp_path, monkeypatch):
+    six = {"German shepherd", "Egyptian cat", "pool table", "anemone fish", "canoe", "golf ball"}
+    unseen = [synset for synset, name in NAMES.items() if name in six]
+    monkeypatch.setattr(formats_a, "SYNSETS", (*unseen, "n07753592", "n11939491"))
+    formats_a.cvpr40_pth(tmp_path / RAW, subjects=1, classes=8)
+    words = ["split.train=0.6", "split.val=0.4", f"source.path={tmp_path / RAW}"]
+    assert prepare("cvpr40_unseen", tmp_path / "out", *words) == 0
+    _, found = metas(tmp_path / "out")
+    classes = {split: {meta["class_name"] for meta in own} for split, own in found.items()}
+    assert classes == {"train": {"banana", "daisy"}, "val": {"banana", "daisy"}, "test": six}
+    assert len(found["test"]) == 30 and len(found["train"]) == 6
+
+
 def test_samples_20_to_460_and_meta(tmp_path, raw):
     source = open_cvpr40(str(raw), Cvpr40Config(subjects=(2,)))
     assert len(source.trials) == 10 and source.peak_bytes == 0
