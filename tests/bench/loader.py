@@ -113,12 +113,14 @@ def single_samples(folder: str) -> Iterator[tuple]:
     """A memory-mapped array, read sample by sample by a DataLoader."""
     from torch.utils.data import DataLoader
 
+    keys = {"shuffle": True, "num_workers": WORKERS, "drop_last": True, "persistent_workers": True}
+    loader = DataLoader(Mapped(folder), BATCH, **keys)
     while True:
-        yield from DataLoader(Mapped(folder), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+        yield from loader
 
 
 def webdataset_pipeline(folder: str) -> Iterator[tuple]:
-    """webdataset as its documentation has it."""
+    """webdataset as its documentation has it, endless, so that its workers are started once."""
     import glob
 
     import webdataset as wds
@@ -126,8 +128,7 @@ def webdataset_pipeline(folder: str) -> Iterator[tuple]:
     urls = sorted(glob.glob(f"{folder}/png/train/*.tar"))
     dataset = wds.WebDataset(urls, shardshuffle=100, seed=0).shuffle(1000).decode("torchrgb8")
     dataset = dataset.to_tuple("eeg.npy", "png").map_tuple(_floats, None).batched(BATCH, partial=False)
-    while True:
-        yield from wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS)
+    yield from wds.WebLoader(dataset.repeat(), batch_size=None, num_workers=WORKERS)
 
 
 def _floats(eeg):
