@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from eeg_gan.data.trial import Sample
 
@@ -14,15 +15,19 @@ Batch = dict[str, Any]
 
 
 def stacked(eegs: list[np.ndarray], images: list[np.ndarray | None]) -> tuple[Tensor, Tensor | None]:
-    """EEG [b, C, T] and images uint8 [b, 3, H, W] of samples' [C, T] and [H, W, 3]; None where there are no images."""
-    eeg = torch.from_numpy(np.stack(eegs))
+    """EEG float32 [b, C, T] and images uint8 [b, 3, H, W] of samples' [C, T] and [H, W, 3]; None without images.
+
+    In a worker of a DataLoader they lie in memory that both processes share, so that they are not copied once more.
+    """
+    eeg = default_collate([torch.tensor(one).float() for one in eegs])
     if images[0] is None:
         return eeg, None
-    whole = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
-    for planes, image in zip(whole, images, strict=True):
-        for channel in range(3):  # much faster than to transpose at once
-            planes[channel] = image[..., channel]
-    return eeg, torch.from_numpy(whole)
+    return eeg, default_collate([torch.from_numpy(_planes(image)) for image in images])
+
+
+def _planes(image: np.ndarray) -> np.ndarray:
+    """[3, H, W] of [H, W, 3]."""
+    return np.stack([image[..., channel] for channel in range(3)])  # much faster than to transpose at once
 
 
 def collate(samples: list[Sample], subjects: list[str] | None = None) -> Batch:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from eeg_gan.config import UserError
+from eeg_gan.data import png
 from eeg_gan.data.tar import CURE
 from eeg_gan.data.writing import Form
 
@@ -23,6 +24,9 @@ def read_image(raw: bytes, form: Form, place: str) -> np.ndarray:
     """[H, W, 3] uint8."""
     if form.image_format == "npy":
         return read_array(raw, form.image_shape, place).copy()
+    image = png.decode(raw, *form.image_shape[:2]) if form.image_format == "png" else None
+    if image is not None:
+        return image
     try:
         picture = Image.open(io.BytesIO(raw))
         image = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -1,11 +1,16 @@
 """How much memory there is, for formats that can only be read whole."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from eeg_gan.config import UserError
 
-CGROUP = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+PROC = Path("/proc")
+FILES = {  # of a control group: its limit, what it uses, and the cache of files in memory.stat, which gives way
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+UNLIMITED = 2**60  # version 1 says "no limit" by a number near 2^63
 
 
 def require(n_bytes: int, path: str | Path, cure: str = "use a machine with more memory") -> None:
@@ -24,39 +29,62 @@ def check(n_bytes: int, what: str, cure: str) -> None:
 
 
 def available() -> int | None:
-    """Bytes that can still be taken: what the system offers, or less where a container limits it; None: unknown."""
-    limits = [limit for limit in (_system(), _container()) if limit is not None]
-    return min(limits, default=None)
+    """Bytes that can still be taken: what the system offers, or less where a control group limits it; None: unknown."""
+    left = (_left(folder, version) for version, folder in _groups())
+    return min((limit for limit in (_system(), *left) if limit is not None), default=None)
 
 
 def _system() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
+    lines = _lines(PROC / "meminfo")
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _container() -> int | None:
-    """What the control groups (version 2) of this process leave, its own and those around it."""
-    left = [free for free in map(_left, _groups()) if free is not None]
-    return min(left, default=None)
-
-
-def _groups() -> list[Path]:
+def _left(folder: Path, version: int) -> int | None:
+    """What one control group leaves; None where it sets no limit."""
+    limit, used, cache = FILES[version]
     try:
-        lines = MEMBERSHIP.read_text().splitlines()
-    except OSError:
-        lines = []
-    own = CGROUP / next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    return [folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP)]
-
-
-def _left(group: Path) -> int | None:
-    """What one control group leaves; its cache of files gives way."""
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return None if limit == "max" else max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
+        most, now = ((folder / name).read_text().strip() for name in (limit, used))
+        stat = dict(line.split() for line in _lines(folder / "memory.stat"))
+        if most == "max" or int(most) >= UNLIMITED:
+            return None
+        return max(0, int(most) - int(now) + int(stat.get(cache, 0)))
     except (OSError, ValueError):
         return None
+
+
+def _groups() -> Iterator[tuple[int, Path]]:
+    """Version and folder of the control groups of this process: its own and all above, each of which may limit it."""
+    own = {}
+    for line in _lines(PROC / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            own[1 if controllers else 2] = Path(path)
+    for version, root, mount in _mounts():
+        if version not in own:
+            continue
+        path = own[version]  # seen from the group that is mounted; in a container it may lie outside of it
+        below = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else Path()
+        for part in (below, *below.parents):
+            yield version, mount / part
+
+
+def _mounts() -> Iterator[tuple[int, Path, Path]]:
+    """Version, root and place of the mounted hierarchies of control groups that may hold memory."""
+    for line in _lines(PROC / "self" / "mountinfo"):
+        about, _, kind = line.partition(" - ")
+        _, _, _, root, mount, *_ = about.split(" ")
+        name, _, options = kind.split(" ", 2)
+        if name == "cgroup2" or (name == "cgroup" and "memory" in options.split(",")):
+            yield 2 if name == "cgroup2" else 1, Path(_plain(root)), Path(_plain(mount))
+
+
+def _plain(name: str) -> str:
+    """A name of mountinfo, in which blanks are written as octal numbers."""
+    return name.replace("\\040", " ").replace("\\134", "\\")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

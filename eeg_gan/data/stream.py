@@ -3,20 +3,20 @@
 Shards are shuffled each epoch and divided among ranks and workers; samples are shuffled in a window. The order is
 approximately random, depends on the number of ranks and workers, and is resumed at the start of an epoch. A stream
 never ends, so no rank waits for another that has smaller shards; where it does end, all ranks have as many batches.
+
+webdataset opens and shuffles; samples are cut out of the bytes at the places that the index lists and compared with
+its CRC-32, so that no damaged sample is trained on.
 """
 
 import functools
-import http.client
+import hashlib
 import itertools
 import logging
 import signal
-import tarfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,16 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from eeg_gan.config import UserError
 from eeg_gan.data.batches import Batch, collate
-from eeg_gan.data.decoding import decode, read_json
+from eeg_gan.data.decoding import read_array, read_image, read_json
+from eeg_gan.data.opening import ShardError, open_url
 from eeg_gan.data.shards import Shards
+from eeg_gan.data.tar import BLOCK, CURE
 from eeg_gan.data.trial import Sample
+from eeg_gan.data.verifying import checked
 from eeg_gan.data.writing import Form
 from eeg_gan.distributed import any_rank, max_over_ranks, rank, seed_at, world_size
 
 log = logging.getLogger("eeg_gan")
-TIMEOUT_S = 60  # of a connection that says nothing
-S3 = "aws s3 cp --only-show-errors '{url}' -"
 
 
 @dataclass(frozen=True)
@@ -44,34 +45,33 @@ class StreamConfig:
     resample: bool = False  # draw shards with replacement instead of each once an epoch
     retries: int = 3  # how often a shard is opened again after a failure, from where it broke
     retry_s: float = 1.0  # wait before the first retry; doubles with each
+    timeout_s: float = 60.0  # a server or command that sends nothing for so long has failed
     skip_failed: bool = False  # go on without a shard that failed after all retries, with a warning, instead of ending
 
     def __post_init__(self):
         for name in ("shuffle", "retries", "retry_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is 0 or more; got {getattr(self, name)}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s is above 0 seconds; got {self.timeout_s}")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A shard, the keys that it must hold and the members of each sample."""
+    """A shard as the index lists it, and where it is read from."""
 
     url: str
-    keys: tuple[str, ...]
-    members: tuple[str, ...]
-
-
-class ShardError(Exception):
-    """A shard that cannot be read to its end."""
+    samples: tuple[dict[str, Any], ...]  # key, offset, size and crc32 of each
+    members: tuple[str, ...]  # of each sample, beside its json
+    sha256: str
 
 
 def listed(shards: Shards, split: str, config: StreamConfig) -> list[Listed]:
     """The shards of a split at the place that the config names."""
     prefix = config.url or str(shards.path.parent)
     place = prefix if "{file}" in prefix else f"{prefix.rstrip('/')}/{{file}}"
-    members = ("json", *shards.form.members)
     return [
-        Listed(place.replace("{file}", shard["file"]), tuple(sample["key"] for sample in shard["samples"]), members)
+        Listed(place.replace("{file}", shard["file"]), tuple(shard["samples"]), shards.form.members, shard["sha256"])
         for shard in shards.index["splits"][split]
     ]
 
@@ -81,7 +81,7 @@ def samples(shard: Listed, config: StreamConfig) -> Iterator[dict[str, Any]]:
     given = 0
     for attempt in range(config.retries + 1):
         try:
-            for raw in itertools.islice(_checked(shard), given, None):
+            for raw in itertools.islice(_checked(shard, config.timeout_s), given, None):
                 given += 1
                 yield raw
             return
@@ -93,77 +93,35 @@ def samples(shard: Listed, config: StreamConfig) -> Iterator[dict[str, Any]]:
 
 
 def _give_up(shard: Listed, given: int, error: Exception, config: StreamConfig) -> None:
-    fact = f"{shard.url}: {error}, after {given} of {len(shard.keys)} samples and {config.retries} retries"
+    fact = f"{shard.url}: {error}, after {given} of {len(shard.samples)} samples and {config.retries} retries"
     if not config.skip_failed:
         raise UserError(f"{fact}; repair it or its address (loader.stream.url), or set loader.stream.skip_failed")
     log.warning("%s; its other samples are left out of this epoch", fact)
 
 
-def _checked(shard: Listed) -> Iterator[dict[str, Any]]:
-    """The samples of one reading, compared with what the index lists."""
-    from webdataset import tariterators
-
-    number = 0
-    with open_url(shard.url) as stream:
-        try:
-            members = ({**file, "__url__": shard.url} for file in tariterators.tar_file_iterator(stream))
-            for raw in tariterators.group_by_keys(members):
-                _check_sample(shard, raw, number)
-                number += 1
-                yield raw
-            while stream.read(2**20):  # a transfer that was cut shows at its end
-                pass
-        except (tarfile.TarError, EOFError, ValueError, http.client.HTTPException) as error:
-            raise ShardError(f"the shard is damaged or was cut off ({error})") from None
-    if number < len(shard.keys):
-        raise ShardError(f"the shard ends early: expected sample {shard.keys[number]}")
-
-
-def _check_sample(shard: Listed, raw: dict[str, Any], number: int) -> None:
-    expected = shard.keys[number] if number < len(shard.keys) else "that there is none"
-    if raw["__key__"] != expected:
-        raise ShardError(f"foreign: sample {number} is {raw['__key__']}, but index.json says {expected}")
-    missing = [name for name in shard.members if name not in raw]
-    if missing:
-        raise ShardError(f"sample {expected} lacks {', '.join(missing)}: the shard was cut off, or is another")
-
-
-def open_url(url: str) -> IO[bytes]:
-    """A stream of bytes: http(s) by Python, s3 by the aws command, everything else as webdataset opens it."""
-    import webdataset
-
-    if url.startswith(("http://", "https://")):
-        try:
-            return _Whole(urllib.request.urlopen(url, timeout=TIMEOUT_S))
-        except urllib.error.HTTPError as error:
-            raise ShardError(f"the server says {error.code} {error.reason}") from None
-    if url.startswith("s3://"):
-        url = "pipe:" + S3.format(url=url)
-    try:
-        return webdataset.gopen(url)
-    except FileNotFoundError:
-        raise ShardError("this shard is missing") from None
-
-
-class _Whole:
-    """An HTTP answer whose end is an error where fewer bytes came than were announced."""
-
-    def __init__(self, answer: Any):
-        self.answer = answer
-        self.missing = int(answer.headers.get("Content-Length") or 0)
-
-    def read(self, size: int = -1) -> bytes:
-        part = self.answer.read(size)
-        self.missing -= len(part)
-        if not part and size != 0 and self.missing > 0:
-            raise ShardError(f"the connection ended {self.missing} bytes before the end")
-        return part
-
-    def __enter__(self) -> "_Whole":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.answer.close()
+def _checked(shard: Listed, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """The samples of one reading, compared with the index: by their CRC-32, or all at the end where it has none."""
+    sha = None if all("crc32" in sample for sample in shard.samples) else hashlib.sha256()
+    names = ("json", *shard.members)
+    with open_url(shard.url, timeout_s) as stream:
+        at = 0
+        for sample in shard.samples:
+            between, raw = stream.read(sample["offset"] - at), stream.read(sample["size"])
+            at = sample["offset"] + sample["size"]
+            if sha:
+                sha.update(between + raw)
+            try:
+                parts = checked(raw, sample, shard.members, shard.url)
+            except UserError as error:
+                raise ShardError(str(error).removeprefix(f"{shard.url}, ").removesuffix(f"; {CURE}")) from None
+            yield {"__key__": sample["key"], "__url__": shard.url, **dict(zip(names, parts, strict=True))}
+        end = stream.read(2 * BLOCK + 1)
+    if end != bytes(2 * BLOCK):
+        raise ShardError(f"foreign: after its {len(shard.samples)} samples come other bytes than the end of a shard")
+    if sha:
+        sha.update(end)
+        if sha.hexdigest() != shard.sha256:
+            raise ShardError(f"SHA-256 is {sha.hexdigest()}, but index.json says {shard.sha256}: its bytes changed")
 
 
 class Stream(IterableDataset):
@@ -251,7 +209,7 @@ class Stream(IterableDataset):
 
     def _length(self, epoch: int, worker: int) -> int:
         """Batches that the worker of this number has on every rank."""
-        sizes = [sum(len(s.keys) for s in self._own(epoch, r, worker)) for r in range(self.ranks)]
+        sizes = [sum(len(s.samples) for s in self._own(epoch, r, worker)) for r in range(self.ranks)]
         return max(1, min(sizes) // self.batch)
 
 
@@ -261,28 +219,40 @@ def _all_samples(shards: list[Listed], config: StreamConfig) -> Iterator[dict[st
 
 
 def decoded(raw: dict[str, Any], form: Form) -> Sample:
-    """A sample as webdataset gives it, with its members as bytes."""
+    """A sample with its members as bytes, decoded; the EEG is of the stored type."""
     place = f"{raw['__url__']}, sample {raw['__key__']}"
-    eeg, image = decode([raw[name] for name in form.members], form, place)
+    eeg = read_array(raw["eeg.npy"], form.eeg_shape, place)
+    image = None if form.image_shape is None else read_image(raw[form.members[1]], form, place)
     return Sample(raw["__key__"], eeg, image, read_json(raw["json"], place))
 
 
 class Held:
-    """The first samples of streamed shards, as many as fit into `cache_mb`: what evaluation looks at repeatedly."""
+    """Samples of all parts of a streamed split, as many as fit into `cache_mb`: what evaluation looks at repeatedly."""
 
     def __init__(self, shards: list[Listed], form: Form, config: StreamConfig, cache_mb: int):
         most = max(1, cache_mb * 2**20 // (4 * int(np.prod(form.eeg_shape))))
         without_image = form._replace(image_shape=None)
-        found = [decoded(raw, without_image) for raw in itertools.islice(_all_samples(shards, config), most)]
+        found = [decoded(raw, without_image) for raw in _first_of_each(shards, config, most)]
         self.n = len(found)
         if any_rank(max_over_ranks(self.n) != self.n or not found):
             raise UserError(f"{shards[0].url} and its neighbours gave {self.n} samples, on other ranks another number")
-        self.eeg = torch.from_numpy(np.stack([sample.eeg for sample in found]))
+        self.eeg = torch.stack([torch.tensor(sample.eeg) for sample in found]).float()
         self.labels = np.array([sample.meta["label"] for sample in found], dtype=np.int64)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         wanted = np.array(indices, dtype=np.int64)
         return {"eeg": self.eeg[wanted], "label": torch.from_numpy(self.labels[wanted])}
+
+
+def _first_of_each(shards: list[Listed], config: StreamConfig, most: int) -> Iterator[dict[str, Any]]:
+    """`most` samples at most: the first ones of every shard, or of shards that are evenly spread."""
+    if len(shards) > most:
+        shards = [shards[i * len(shards) // most] for i in range(most)]
+    left = most
+    for number, shard in enumerate(shards):
+        for raw in itertools.islice(samples(shard, config), -(-left // (len(shards) - number))):
+            left -= 1
+            yield raw
 
 
 def _leave_signals(_: int) -> None:

@@ -68,7 +68,7 @@ def header(block: bytes, name: str, place: str) -> tarfile.TarInfo:
     return info
 
 
-def place_of(path: Path, key: str, offset: int) -> str:
+def place_of(path: str | Path, key: str, offset: int) -> str:
     return f"{path}, sample {key} at byte {offset}"
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eeg_gan.config import UserError
-from eeg_gan.data.tar import BLOCK, CURE, check_size, header, place_of
+from eeg_gan.data.tar import CURE, check_size, contents, place_of
 from eeg_gan.data.writing import Form
 
 
@@ -49,22 +49,23 @@ def wrong_samples(path: Path, shard: dict[str, Any], form: Form) -> Iterator[str
     """A line for each sample that is damaged, foreign or cut off."""
     with open(path, "rb") as file:
         for sample in shard["samples"]:
-            place = place_of(path, sample["key"], sample["offset"])
             file.seek(sample["offset"])
-            raw = file.read(sample["size"])
-            if len(raw) < sample["size"]:
-                yield f"{place}: expected {sample['size']} bytes, found {len(raw)}: the file is truncated"
-                continue
             try:
-                at = 0
-                for name in ("json", *form.members):
-                    block = raw[at : at + BLOCK]
-                    at += BLOCK - (-header(block, f"{sample['key']}.{name}", place).size // BLOCK) * BLOCK
+                checked(file.read(sample["size"]), sample, form.members, path)
             except UserError as error:
                 yield str(error).removesuffix(f"; {CURE}")
-                continue
-            if zlib.crc32(raw) != sample.get("crc32", zlib.crc32(raw)):
-                yield f"{place}: damaged: expected CRC-32 {sample['crc32']:08x}, found {zlib.crc32(raw):08x}"
+
+
+def checked(raw: bytes, sample: dict[str, Any], members: Sequence[str], path: str | Path) -> list[memoryview]:
+    """The contents of a sample's json and other `members`; raises UserError where index.json says something else."""
+    place = place_of(path, sample["key"], sample["offset"])
+    if len(raw) < sample["size"]:
+        raise UserError(f"{place}: expected {sample['size']} bytes, found {len(raw)}: the file is truncated; {CURE}")
+    found = contents(raw, [f"{sample['key']}.{name}" for name in ("json", *members)], place)
+    crc32 = zlib.crc32(raw)
+    if crc32 != sample.get("crc32", crc32):
+        raise UserError(f"{place}: damaged: expected CRC-32 {sample['crc32']:08x}, found {crc32:08x}; {CURE}")
+    return found
 
 
 def file_digest(path: Path) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from eeg_gan.config import UserError
 from eeg_gan.data import card as cards
+from eeg_gan.data import png
 from eeg_gan.data.splits import digest
 from eeg_gan.data.tar import BLOCK, member, npy
 from eeg_gan.data.trial import Sample, complete, is_safe_key
@@ -128,11 +129,10 @@ def encode_image(image: np.ndarray, image_format: ImageFormat) -> Picture:
     """[H, W, 3] uint8 as the bytes of its member."""
     if image_format == "npy":
         return Picture(image_digest(image), image.shape, npy(np.ascontiguousarray(image)))
-    buffer = io.BytesIO()
     if image_format == "png":
-        Image.fromarray(image).save(buffer, "PNG", compress_level=6, optimize=False)
-    else:
-        Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        return Picture(image_digest(image), image.shape, png.encode(image))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return Picture(image_digest(image), image.shape, buffer.getvalue())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eeg_gan.augment.eeg import EEGAugmentConfig, blend, draw_and_apply
-from eeg_gan.config import to_dict
+from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import Held, Stream, listed
@@ -81,7 +81,7 @@ def run(config: Config) -> None:
         rt.inputs([config.loader.index], shards=shards.digest)
         rt.reads(("train", "val"))
         train, val = (reader(config, shards, split) for split in ("train", "val"))
-        classes = min(config.classes_per_batch, len(set(train.labels.tolist())))
+        classes = min(config.classes_per_batch, count_classes(shards, train))
         batch = classes * config.trials_per_class
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
@@ -138,7 +138,18 @@ def reader(config: Config, shards: Shards, split: str) -> Reader | Held:
     loader = config.loader
     if loader.mode == "local":
         return Reader(shards, split, loader.cache_mb, loader.workers)
-    return Held(listed(shards, split, loader.stream), shards.form, loader.stream, loader.cache_mb)
+    held = Held(listed(shards, split, loader.stream), shards.form, loader.stream, loader.cache_mb)
+    if len(set(held.labels.tolist())) < 2:
+        raise UserError(
+            f"loader.cache_mb={loader.cache_mb} holds {held.n} trials of {split}, which are of one class, so that "
+            "nothing can be evaluated; raise it"
+        )
+    return held
+
+
+def count_classes(shards: Shards, train: Reader | Held) -> int:
+    """Classes to train on; of streamed shards those of the card, as only some trials' labels are known beforehand."""
+    return len(shards.card.class_names) if isinstance(train, Held) else len(set(train.labels.tolist()))
 
 
 def balanced(

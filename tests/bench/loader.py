@@ -1,30 +1,33 @@
 """Samples per second of reading shards, beside memory-mapped arrays and webdataset's own pipeline.
 
-    python tests/bench/loader.py [--samples 2048] [--seconds 1.5] [--rounds 3] [--folder DIR] [--json FILE]
+    python tests/bench/loader.py [--samples 2048] [--batches 10] [--rounds 7] [--folder DIR] [--json FILE]
 
 128 x 440 EEG and 128-pixel images, batches of 64, shuffled, warm cache. All sides give float32 EEG [64, 128, 440] and
 uint8 images [64, 3, 128, 128]. Shards hold float16 and [H, W, 3]. The memory-mapped arrays hold the same, and once more
 what a batch holds, float32 and [3, H, W]: nothing is left to convert, at nearly twice the space. Sides are timed
-in turns in one process, all of whose helpers were started before. Where other programs use the machine, the rates per
-second of CPU, those of helpers included, are the ones to compare.
+in turns in one process, all of whose helpers were started before; each round goes through them forth and back and gives
+one ratio of each pair, and the median over the rounds is the figure. Where other programs use the machine, the ratios
+of CPU time, that of helpers included, are the ones to compare.
 """
 
 import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 
 CHANNELS, TIMES, PIXELS, BATCH, WORKERS = 128, 440, 128, 64, 2
 
 
 def write(folder: str, n_samples: int) -> None:
     """The same samples as shards with arrays, as shards with PNG, and as two arrays."""
-    import numpy as np
     from PIL import Image
 
     from eeg_gan.data.card import Card
@@ -76,7 +79,6 @@ def streamed(index: str) -> Iterator[tuple]:
 
 def whole_batches(folder: str, names: tuple[str, str]) -> Iterator[tuple]:
     """Memory-mapped arrays of EEG and images, indexed by a whole batch."""
-    import numpy as np
     import torch
 
     eeg, image = (np.load(f"{folder}/{file}.npy", mmap_mode="r") for file in names)
@@ -95,7 +97,6 @@ class Mapped:
     """The data set that a DataLoader reads sample by sample."""
 
     def __init__(self, folder: str):
-        import numpy as np
 
         self.eeg, self.image = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("eeg", "image"))
 
@@ -103,7 +104,6 @@ class Mapped:
         return len(self.eeg)
 
     def __getitem__(self, i: int) -> tuple:
-        import numpy as np
         import torch
 
         return torch.from_numpy(np.array(self.eeg[i])), torch.from_numpy(np.array(self.image[i]))
@@ -113,12 +113,14 @@ def single_samples(folder: str) -> Iterator[tuple]:
     """A memory-mapped array, read sample by sample by a DataLoader."""
     from torch.utils.data import DataLoader
 
+    keys = {"shuffle": True, "num_workers": WORKERS, "drop_last": True, "persistent_workers": True}
+    loader = DataLoader(Mapped(folder), BATCH, **keys)
     while True:
-        yield from DataLoader(Mapped(folder), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+        yield from loader
 
 
 def webdataset_pipeline(folder: str) -> Iterator[tuple]:
-    """webdataset as its documentation has it."""
+    """webdataset as its documentation has it, endless, so that its workers are started once."""
     import glob
 
     import webdataset as wds
@@ -126,12 +128,10 @@ def webdataset_pipeline(folder: str) -> Iterator[tuple]:
     urls = sorted(glob.glob(f"{folder}/png/train/*.tar"))
     dataset = wds.WebDataset(urls, shardshuffle=100, seed=0).shuffle(1000).decode("torchrgb8")
     dataset = dataset.to_tuple("eeg.npy", "png").map_tuple(_floats, None).batched(BATCH, partial=False)
-    while True:
-        yield from wds.WebLoader(dataset, batch_size=None, num_workers=WORKERS)
+    yield from wds.WebLoader(dataset.repeat(), batch_size=None, num_workers=WORKERS)
 
 
 def _floats(eeg):
-    import numpy as np
 
     return eeg.astype(np.float32)
 
@@ -156,23 +156,22 @@ def cpu_seconds() -> float:
     return sum(t.user + t.system for t in times)
 
 
-def measured(batches: Iterator[tuple], seconds: float) -> tuple[float, float]:
-    """Samples per second and per second of CPU, over whole batches."""
+def measured(batches: Iterator[tuple], n_batches: int) -> np.ndarray:
+    """Seconds by the clock and of CPU per sample."""
     settle()
     for _ in range(6):  # what helpers had waiting
         next(batches)
-    count, start, cpu = 0, time.perf_counter(), cpu_seconds()
-    while time.perf_counter() - start < seconds:
+    start, cpu = time.perf_counter(), cpu_seconds()
+    for _ in range(n_batches):
         next(batches)
-        count += BATCH
-    return count / (time.perf_counter() - start), count / (cpu_seconds() - cpu)
+    return np.array([time.perf_counter() - start, cpu_seconds() - cpu]) / (n_batches * BATCH)
 
 
 def settle() -> None:
     """Waits until the helpers of the side before have filled their queues."""
     before, now = -1.0, cpu_seconds()
-    while now - before > 0.02:
-        time.sleep(0.4)
+    while now - before > 0.01:
+        time.sleep(0.15)
         before, now = now, cpu_seconds()
 
 
@@ -185,46 +184,75 @@ def warm(batches: Iterator[tuple], n_batches: int) -> Iterator[tuple]:
     return batches
 
 
-def ratios(found: dict[str, float]) -> dict[str, float]:
-    better = max(found["memory map, same arrays"], found["memory map, DataLoader"])
+def one_round(sides: dict[str, Iterator[tuple]], n_batches: int) -> dict[str, np.ndarray]:
+    """All sides forth and back, so that what drifts while they run falls on all alike."""
+    found = {name: np.zeros(2) for name in sides}
+    for name in (*sides, *reversed(sides)):
+        found[name] += measured(sides[name], n_batches if "png" in name else 3 * n_batches) / 2
+    return found
+
+
+def ratios(cost: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How much faster than the other side in one round, by the clock and by CPU."""
+    arrays = {
+        name: found for name, found in cost.items() if name in ("memory map, same arrays", "memory map, DataLoader")
+    }
+    better = np.min(list(arrays.values()), axis=0)
     return {
-        "local npy / better memory map (at least 0.8)": found["local npy"] / better,
-        "local npy / memory map of converted arrays": found["local npy"] / found["memory map, converted"],
-        "local png / webdataset (at least 2)": found["local png"] / found["webdataset png"],
-        "stream png / webdataset (at least 1)": found["stream png"] / found["webdataset png"],
+        "local npy / better memory map (at least 0.8)": better / cost["local npy"],
+        "local npy / memory map of converted arrays": cost["memory map, converted"] / cost["local npy"],
+        "local png / webdataset (at least 2)": cost["webdataset png"] / cost["local png"],
+        "stream png / webdataset (at least 1)": cost["webdataset png"] / cost["stream png"],
+    }
+
+
+def summary(values: list[np.ndarray]) -> dict[str, list[float]]:
+    """Lowest, median and highest over the rounds, by the clock and by CPU."""
+    table = np.array(values)
+    return {
+        name: [round(float(np.quantile(table[:, k], q)), 3) for q in (0, 0.5, 1)]
+        for k, name in enumerate(("wall", "cpu"))
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--batches", type=int, default=10, help="of each side with PNG, twice in each round; thrice of others"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where data are written, and deleted again")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args()
     folder = os.path.join(options.folder, f"bench-loader-{os.getpid()}")
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
+    rounds: list[dict[str, np.ndarray]] = []
     try:
         write(folder, options.samples)
         epoch = options.samples // BATCH
         sides = {name: warm(side(folder), 8 if "png" in name else epoch) for name, side in SIDES.items()}
         for _ in range(options.rounds):
-            for name, batches in sides.items():
-                rounds[name].append(measured(batches, options.seconds))
+            rounds.append(one_round(sides, options.batches))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    wall, core = ({name: statistics.median(r[k] for r in rows) for name, rows in rounds.items()} for k in (0, 1))
-    for name in SIDES:
-        print(f"{name:28} {wall[name]:8.0f} samples/s {core[name]:8.0f} per CPU-s")
-    by_wall, by_core = ratios(wall), ratios(core)
-    for name in by_wall:
-        print(f"{name:46} {by_wall[name]:.2f} by the clock, {by_core[name]:.2f} by CPU")
+    rates = {name: summary([1 / found[name] for found in rounds]) for name in SIDES}
+    compared = {name: summary([ratios(found)[name] for found in rounds]) for name in ratios(rounds[0])}
+    for name, found in rates.items():
+        print(f"{name:28} {found['wall'][1]:8.0f} samples/s {found['cpu'][1]:8.0f} per CPU-s")
+    for name, found in compared.items():
+        wall, cpu = ("{1:5.2f} ({0:.2f} to {2:.2f})".format(*found[k]) for k in ("wall", "cpu"))
+        print(f"{name:46} {wall} by the clock, {cpu} by CPU")
     if options.json:
+        about = {
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "rounds": options.rounds,
+            "samples": options.samples,
+        }
         with open(options.json, "w") as file:
-            json.dump({"wall": wall, "core": core, "ratios": by_wall, "ratios_core": by_core}, file, indent=1)
+            json.dump({"about": about, "samples_per_s": rates, "ratios": compared}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
     main()

@@ -40,15 +40,16 @@ def on_two_ranks(folder, function, *arguments):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def seen(local, uneven, broken):
-    """What a rank reads: indices of two local epochs, keys of two streamed passes, and of an endless stream."""
-    shards = Shards(local, ("train",))
-    reader, read = Reader(shards, "train"), []
-    for position in range(0, 2 * reader.n, 4):
-        read.append(reader.batch(shuffled_at(3, reader.n, position, 4)[own_part(4)])["index"].tolist())
-    passes = {}
+def seen(local, uneven, even, broken):
+    """What a rank reads: indices of two local epochs of each index, keys of two streamed passes, and of a stream."""
+    read, passes = {}, {}
+    for index in local:
+        reader = Reader(Shards(index, ("train",)), "train", workers=2)
+        places = (shuffled_at(3, reader.n, position, 4)[own_part(4)] for position in range(0, 2 * reader.n, 4))
+        read[str(index)] = [reader.batch(place)["index"].tolist() for place in places]
     for name, index, config in (
         ("uneven", uneven, StreamConfig(shuffle=4)),
+        ("even", even, StreamConfig(shuffle=4)),
         ("broken", broken, StreamConfig(shuffle=4, skip_failed=True, retries=0)),
     ):
         one = Shards(index, ("train",), verify="none")
@@ -62,14 +63,19 @@ def seen(local, uneven, broken):
 
 def test_two_ranks(tmp_path):
     uneven = write(tmp_path / "uneven", 21, 4)  # 4, 4, 4, 4, 4 and 1
+    even = write(tmp_path / "even", 24, 4)
     broken = write(tmp_path / "broken", 21, 4)
     os.remove(tmp_path / "broken" / "train" / "train-000001.tar")
-    local = write(tmp_path / "local", 24, 5)
-    first, second = on_two_ranks(tmp_path, seen, local, uneven, broken)
+    ragged = write(tmp_path / "ragged", 24, 5)  # 5, 5, 5, 5 and 4
+    first, second = on_two_ranks(tmp_path, seen, (even, ragged), uneven, even, broken)
 
+    for index in (even, ragged):
+        for epoch in (slice(0, 6), slice(6, 12)):
+            read = sum(first["read"][str(index)][epoch] + second["read"][str(index)][epoch], [])
+            assert sorted(read) == list(range(24))
     for epoch in (slice(0, 6), slice(6, 12)):
-        read = sum(first["read"][epoch] + second["read"][epoch], [])
-        assert sorted(read) == list(range(24))
+        keys = sum(first["even"][epoch] + second["even"][epoch], [])
+        assert sorted(keys) == sorted(f"t{i}" for i in range(24))
     for name in ("uneven", "broken"):
         assert len(first[name]) == len(second[name]) >= 8
         assert all(len(keys) == 2 for keys in first[name] + second[name])
