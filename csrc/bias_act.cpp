@@ -12,6 +12,10 @@
 
 #include "check.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace eeg_gan {
 namespace {
 
@@ -33,9 +37,14 @@ using ActDoubles = ActNumbers<double>;
   }
 
 template <int ACT, class T>
-EEG_GAN_INLINE void forward_loop(const T* __restrict x, const T* __restrict b, T* __restrict y, int64_t n,
+EEG_GAN_INLINE void forward_loop(bool one, const T* __restrict x, const T* __restrict b, T* __restrict y, int64_t n,
                                  const ActNumbers<T> f) {
-  for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], b[i], f);
+  if (one) {
+    const T same = *b;
+    for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], same, f);
+  } else {
+    for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], b[i], f);
+  }
 }
 
 template <int ACT, bool BY_X, class T>
@@ -55,16 +64,17 @@ EEG_GAN_INLINE void double_loop(const T* __restrict v, const T* __restrict dy, c
   }
 }
 
-#define FORWARD(A) forward_loop<A>(x, b, y, n, f)
+#define FORWARD(A) forward_loop<A>(one, x, b, y, n, f)
 #define BACKWARD(A) by_x ? backward_loop<A, true>(dy, ref, b, dx, n, f) : backward_loop<A, false>(dy, ref, b, dx, n, f)
 #define DOUBLE(A)                                                       \
   by_x ? double_loop<A, true>(v, dy, ref, b, gdy, gref, n, f)           \
        : double_loop<A, false>(v, dy, ref, b, gdy, gref, n, f)
 
-EEG_GAN_CLONES void forward_run(int act, const float* x, const float* b, float* y, int64_t n, const ActFloats& f) {
+EEG_GAN_CLONES void forward_run(int act, bool one, const float* x, const float* b, float* y, int64_t n,
+                                const ActFloats& f) {
   EEG_GAN_EACH_ACT(act, FORWARD)
 }
-void forward_run(int act, const double* x, const double* b, double* y, int64_t n, const ActDoubles& f) {
+void forward_run(int act, bool one, const double* x, const double* b, double* y, int64_t n, const ActDoubles& f) {
   EEG_GAN_EACH_ACT(act, FORWARD)
 }
 EEG_GAN_CLONES void backward_run(int act, bool by_x, const float* dy, const float* ref, const float* b, float* dx,
@@ -152,14 +162,23 @@ const C* chunk_of(const T* from, C* buffer, int64_t n) {
     return buffer;
   }
 }
-template <class T, class C>
-C* place_of(T* to, C* buffer) {
-  if constexpr (std::is_same_v<T, C>) return to;
-  else return buffer;
+
+// Copies past the caches.
+void stream_out(const void* from, void* to, int64_t bytes) {
+#if defined(__SSE2__)
+  if ((uintptr_t(to) | uintptr_t(bytes)) % 16 == 0) {
+    const auto* p = static_cast<const __m128i*>(from);
+    auto* q = static_cast<__m128i*>(to);
+    for (int64_t i = 0; i < bytes / 16; ++i) _mm_stream_si128(q + i, _mm_load_si128(p + i));
+    return;
+  }
+#endif
+  std::memcpy(to, from, bytes);
 }
-template <class T, class C>
-void keep(const C* from, T* to, int64_t n) {
-  if constexpr (!std::is_same_v<T, C>) narrow(from, to, n);
+void end_of_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // --- Sums
@@ -237,6 +256,7 @@ struct Streams {
   const C *bias, *ddb;
   T *out, *out2;
   double* partial;
+  bool past_caches;
 };
 
 // Spreads one number per channel over a chunk of `rows` rows.
@@ -256,16 +276,36 @@ struct Scratch {
   using C = typename Computing<T>::Type;
   alignas(64) C bias[CHUNK], ddb[CHUNK], in[CHUNK], ref[CHUNK], dy[CHUNK], out[CHUNK], out2[CHUNK];
   alignas(64) double sums[CHUNK];
+  alignas(64) T narrow[CHUNK];
 };
+
+// Where the results of a chunk are made, and how they reach their place from there.
+template <class T, class C>
+C* place_of(const Streams<T>& s, T* to, C* buffer) {
+  if constexpr (std::is_same_v<T, C>) return s.past_caches ? buffer : to;
+  else return buffer;
+}
+template <class T, class C>
+void keep(const Streams<T>& s, const C* from, T* to, int64_t n, T* between) {
+  if constexpr (!std::is_same_v<T, C>) {
+    narrow(from, s.past_caches ? between : to, n);
+    if (s.past_caches) stream_out(between, to, n * sizeof(T));
+  } else if (s.past_caches) {
+    stream_out(from, to, n * sizeof(T));
+  }
+}
 
 template <class T>
 void chunk(int op, const ActForm& form, const ActNumbers<typename Computing<T>::Type>& f, const Streams<T>& s,
-           int64_t at, int64_t n, Scratch<T>& w) {
+           int64_t at, int64_t n, Scratch<T>& w, int64_t run, int64_t n_channels) {
   using C = typename Computing<T>::Type;
-  C* out = place_of(s.out + at, w.out);
+  C* out = place_of(s, s.out + at, w.out);
   if (op == BIAS_ACT_FORWARD) {
-    forward_run(form.act, chunk_of(s.in + at, w.in, n), w.bias, out, n, f);
-    keep(out, s.out + at, n);
+    const C* x = chunk_of(s.in + at, w.in, n);
+    if (!run) forward_run(form.act, false, x, w.bias, out, n, f);
+    for (int64_t i = 0, c = 0; run && i < n; i += run, c = c + 1 == n_channels ? 0 : c + 1)
+      forward_run(form.act, true, x + i, w.bias + c, out + i, std::min(run, n - i), f);
+    keep(s, out, s.out + at, n, w.narrow);
     return;
   }
   const C* ref = chunk_of(s.ref + at, w.ref, n);
@@ -275,13 +315,13 @@ void chunk(int op, const ActForm& form, const ActNumbers<typename Computing<T>::
     v = w.in;
   }
   if (op == BIAS_ACT_DOUBLE_BACKWARD && s.out2) {
-    C* out2 = place_of(s.out2 + at, w.out2);
+    C* out2 = place_of(s, s.out2 + at, w.out2);
     double_run(form.act, form.by_x, v, chunk_of(s.dy + at, w.dy, n), ref, w.bias, out, out2, n, f);
-    keep(out2, s.out2 + at, n);
+    keep(s, out2, s.out2 + at, n, w.narrow);
   } else {
     backward_run(form.act, form.by_x, v, ref, w.bias, out, n, f);
   }
-  keep(out, s.out + at, n);
+  keep(s, out, s.out + at, n, w.narrow);
 }
 
 template <class T>
@@ -294,19 +334,21 @@ void unit(int op, const ActForm& form, const Plan& p, const Streams<T>& s, int64
   const int64_t j0 = q * p.part, part = std::min(p.part, p.inner - j0);
   const int64_t n0 = split * p.split, n1 = std::min(n0 + p.split, p.outer), width = n_channels * part;
   const int64_t rows = std::min(p.rows, n1 - n0), run = std::min(part, CHUNK);
-  if (op == BIAS_ACT_FORWARD || form.by_x) spread(s.bias ? s.bias + c0 : nullptr, rows, n_channels, run, w.bias);
-  if (s.ddb) spread(s.ddb + c0, rows, n_channels, run, w.ddb);
   const bool narrow_channels = part < NARROW;  // then whole rows are added, and folded at the end
+  const bool one_bias = op == BIAS_ACT_FORWARD && !narrow_channels;  // at a time, for the whole of a run
+  if (one_bias) spread(s.bias ? s.bias + c0 : nullptr, 1, n_channels, 1, w.bias);
+  else if (op == BIAS_ACT_FORWARD || form.by_x) spread(s.bias ? s.bias + c0 : nullptr, rows, n_channels, run, w.bias);
+  if (s.ddb) spread(s.ddb + c0, rows, n_channels, run, w.ddb);
   const int64_t n_sums = !s.partial ? 0 : narrow_channels ? width : n_channels;
   std::fill(w.sums, w.sums + n_sums, 0.0);
   for (int64_t n = n0; n < n1; n += rows) {
     const int64_t here = std::min(rows, n1 - n), begin = (n * p.channels + c0) * p.inner + j0, total = here * width;
     for (int64_t i = 0; i < total; i += CHUNK) {  // one chunk, unless a plane is longer
       const int64_t length = std::min(CHUNK, total - i);
-      chunk(op, form, f, s, begin + i, length, w);
+      chunk(op, form, f, s, begin + i, length, w, one_bias ? run : 0, n_channels);
       if (!n_sums) continue;
       const bool second = op == BIAS_ACT_DOUBLE_BACKWARD;
-      const C* summed = second ? place_of(s.out2 + begin + i, w.out2) : place_of(s.out + begin + i, w.out);
+      const C* summed = second ? place_of(s, s.out2 + begin + i, w.out2) : place_of(s, s.out + begin + i, w.out);
       if (narrow_channels) {
         add_rows(summed, here, width, w.in, w.sums);
       } else {
@@ -315,6 +357,7 @@ void unit(int op, const ActForm& form, const Plan& p, const Streams<T>& s, int64
       }
     }
   }
+  if (s.past_caches) end_of_streaming();
   if (!n_sums) return;
   double* row = s.partial + (split * p.n_parts + q) * p.channels + c0;
   for (int64_t c = 0; c < n_channels; ++c) {
@@ -329,9 +372,10 @@ void whole(int op, const BiasActLayout& layout, const ActForm& form, const BiasA
   using C = typename Computing<T>::Type;
   const Plan p(layout);
   std::vector<double> partial(t.sums ? p.partial_rows() * p.channels : 0);
-  const Streams<T> s{(const T*)t.in, (const T*)t.ref, (const T*)t.dy, (const C*)t.bias, (const C*)t.ddb,
-                     (T*)t.out, (T*)t.out2, t.sums ? partial.data() : nullptr};
   const int64_t elements = layout.outer * layout.channels * layout.inner;
+  const int64_t moved = (!!t.in + !!t.ref + !!t.dy + !!t.out + !!t.out2) * elements * int64_t(sizeof(T));
+  const Streams<T> s{(const T*)t.in, (const T*)t.ref, (const T*)t.dy, (const C*)t.bias, (const C*)t.ddb,
+                     (T*)t.out, (T*)t.out2, t.sums ? partial.data() : nullptr, moved > KEPT_IN_CACHES};
   const int64_t grain = std::max<int64_t>(1, p.units() * 16384 / elements);  // a thread is not worth less
   for_each_unit(p.units(), grain, [&](int64_t index) { unit<T>(op, form, p, s, index); });
   if (!t.sums) return;

@@ -157,7 +157,3 @@ void run(const LanesJob& job, const Units& units) {
   }
   FENCE();
 }
-
-#undef LANES
-#undef STREAM
-#undef FENCE

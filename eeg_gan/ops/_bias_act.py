@@ -52,11 +52,11 @@ def bias_act(
     if plain or x.ndim == 0 or x.dtype not in DTYPES or not library.serves("bias_act", x):
         return _composed(x, b, dim, act, alpha, gain, clamp)
     numbers = dim, CODES[act], alpha, gain, -1.0 if clamp is None else clamp
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if library.traced():
         return torch.ops.eeg_gan.bias_act(x, b, *numbers)
     if torch.is_grad_enabled() and (x.requires_grad or b is not None and b.requires_grad):
         return _BiasAct.apply(x, b, *numbers)
-    return _below_autograd("bias_act", x, b, *numbers)
+    return library.below_autograd("bias_act", x, b, *numbers)
 
 
 def _checked(x: Tensor, b: Tensor | None, dim: int, clamp: float | None) -> int:
@@ -119,17 +119,6 @@ def _clamped(x: Tensor, limit: float) -> Tensor:
 # --- Derivatives of the compiled operator. `numbers` are dim, act's code, alpha, gain and clamp, negative for none.
 
 
-def _below_autograd(op: str, *arguments):
-    """The kernel itself, past the derivatives' registration, which costs more than a small kernel."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return _overload(op)(*arguments)
-
-
-@functools.cache
-def _overload(op: str):
-    return getattr(torch.ops.eeg_gan, op).default
-
-
 def _told_from_x(act: int, alpha: float, gain: float) -> bool:
     """Whether backward needs x, as y does not tell the derivative (exactly)."""
     if act == LINEAR:
@@ -154,7 +143,7 @@ def _backward(ctx, dy: Tensor):
     ref, b = ctx.saved_tensors
     call = torch.ops.eeg_gan.bias_act_backward
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        call = functools.partial(_below_autograd, "bias_act_backward")
+        call = functools.partial(library.below_autograd, "bias_act_backward")
     want_db = ctx.b_dtype is not None and ctx.needs_input_grad[1]
     dx, db = call(dy, ref, b, *ctx.numbers, ctx.by_x, want_db)
     if want_db and db.dtype != ctx.b_dtype:
@@ -167,7 +156,7 @@ class _BiasAct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, b, *numbers):
-        y = _below_autograd("bias_act", x, b, *numbers)
+        y = library.below_autograd("bias_act", x, b, *numbers)
         _setup_forward(ctx, (x, b, *numbers), y)
         return y
 

@@ -60,7 +60,11 @@ def upfirdn2d(
         f = _converted(f, computing)
     _check(x, f, up_x, up_y, pad_x0 + pad_x1, pad_y0 + pad_y1)
     arguments = (x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, bool(flip_filter), float(gain))
-    return torch.ops.eeg_gan.upfirdn2d.default(*arguments) if library.serves("upfirdn2d", x) else _twin(*arguments)
+    if not library.serves("upfirdn2d", x):
+        return _twin(*arguments)
+    if library.traced():
+        return torch.ops.eeg_gan.upfirdn2d.default(*arguments)
+    return _eager(*arguments)
 
 
 def filter2d(x: Tensor, f: Tensor, padding=0, flip_filter: bool = False, gain: float = 1) -> Tensor:
@@ -141,8 +145,25 @@ def _backward(ctx, gradient: Tensor):
     pads = []
     for (size, out), (up, down, pad, taps) in zip(ctx.sizes, axes, strict=True):
         pads += [taps - pad - 1, size * up - out * down + pad - up + 1]
-    op = torch.ops.eeg_gan.upfirdn2d.default
+    op = torch.ops.eeg_gan.upfirdn2d.default if library.traced() else _eager
     return op(gradient, f, down_x, down_y, up_x, up_y, *pads, not flip, gain), *[None] * 11
+
+
+def _eager(x, *others) -> Tensor:
+    """What `register` says to the dispatcher, at less cost per call."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Upfirdn2d.apply(x, *others)
+    return library.below_autograd("upfirdn2d", x, *others)
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        y = library.below_autograd("upfirdn2d", *arguments)
+        _remember(ctx, arguments, y)
+        return y
+
+    backward = staticmethod(_backward)
 
 
 def _twin(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain) -> Tensor:

@@ -49,6 +49,17 @@ def serves(op: str, x: Tensor) -> bool:
     return not _forced and has_kernel(op, x.device.type)
 
 
+def below_autograd(op: str, *arguments):
+    """The kernel itself, past the derivatives' registration, which costs more than a small kernel."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return _overload(op)(*arguments)
+
+
+def traced() -> bool:
+    """Whether a compiler or a transform looks on, which wants to see the dispatcher's operators and nothing shorter."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 @contextlib.contextmanager
 def twins() -> Iterator[None]:
     """Within it the plain PyTorch twins serve: for comparisons and for finding out who is at fault."""
@@ -91,6 +102,11 @@ def install(*settings: str) -> str:
     here = (PACKAGE.parent / "setup.py").exists()
     words = [*(["cd", shlex.quote(str(PACKAGE.parent)), "&&"] if here else []), *settings, "pip install"]
     return " ".join([*words, "--no-build-isolation --no-deps", "-e ." if here else "."])
+
+
+@functools.cache
+def _overload(op: str):
+    return getattr(torch.ops.eeg_gan, op).default
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Times the image operations against plain PyTorch: python tests/bench/ops.py [--quick] [--json FILE]
+"""Times the image operations against plain PyTorch: python tests/bench/ops.py [--quick] [--op NAME ...] [--json FILE]
 
 Shapes of a 128-pixel network. Both sides run in turn in one process; a figure is the median over the rounds. "share" is
 the time that clone() would take to move the bytes that the operation must move, over the operation's time.
@@ -209,7 +209,7 @@ def keep_freed_memory():
         print("malloc's thresholds could not be raised: page faults are part of the figures")
 
 
-def run(device, quick):
+def run(device, quick, chosen):
     if device == "cpu":
         torch.set_num_threads(2)
         network = cases(QUICK if quick else NETWORK, torch.float32, device)
@@ -221,6 +221,8 @@ def run(device, quick):
     print(f"{'operation':12} {'case':46}" + " {:>8} {:>6} {:>6}".format("fwd ms", "ratio", "share") * 2)
     print("the second three: forward and backward together")
     for case in plan:
+        if case[0] not in chosen:
+            continue
         row = {"device": device, **measured(clock, *case)}
         values = [row[f"{part}_{what}"] for part in ("forward", "both") for what in ("ms", "ratio", "share")]
         print(f"{row['op']:12} {row['case']:46}" + " {:8.3f} {:6.2f} {:6.2f} {:8.3f} {:6.2f} {:6.2f}".format(*values))
@@ -228,27 +230,39 @@ def run(device, quick):
         yield row
 
 
+def kept(path, chosen):
+    """The rows in the file of operations that were not measured now."""
+    try:
+        with open(path) as file:
+            return [row for row in json.load(file)["rows"] if row["op"] not in chosen]
+    except FileNotFoundError:
+        return []
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--op", nargs="+", choices=LIMITS, default=list(LIMITS), help="others keep their rows in FILE")
     parser.add_argument("--quick", action="store_true", help="small shapes, under 20 s")
     options = parser.parse_args()
     keep_freed_memory()
     print(f"compiled operators: {'in use' if ops.available() else ops.why_not()}")
-    rows = list(run("cpu", options.quick))
-    for op, limit in LIMITS.items():
-        ratios = [row["both_ratio"] for row in rows if row["op"] == op]
-        median = statistics.median(ratios)
-        print(f"{op}: forward + backward {min(ratios):.2f} to {max(ratios):.2f}, median {median:.2f} (aim {limit})")
+    rows = list(run("cpu", options.quick, options.op))
+    for op in options.op:
+        for part, words in ("forward", "forward"), ("both", "forward + backward"):
+            ratios = [row[f"{part}_ratio"] for row in rows if row["op"] == op]
+            median = statistics.median(ratios)
+            print(f"{op}: {words} {min(ratios):.2f} to {max(ratios):.2f}, median {median:.2f} (aim {LIMITS[op]})")
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
-        rows += run("cuda", options.quick)
+        rows += run("cuda", options.quick, options.op)
     else:
         print("CUDA: not measured (no GPU)")
     if options.json:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not measured"
         processor = platform.processor() or platform.machine()
         machine = {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu}
+        rows = kept(options.json, options.op) + rows
         with open(options.json, "w") as file:
             json.dump({"machine": machine, "torch": torch.__version__, "rows": rows}, file, indent=1)
 

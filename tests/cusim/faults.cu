@@ -45,6 +45,19 @@ __global__ void reads_what_nobody_wrote(float* x) {
   x[threadIdx.x] = part[63 - threadIdx.x];
 }
 
+// Like the kernels of csrc, a template: its variables may lie elsewhere than a plain function's.
+template <class T>
+__global__ void reads_static_that_nobody_wrote(T* x) {
+  __shared__ T part[64];
+  __shared__ int count;
+  const int i = threadIdx.x;
+  if (i) part[i] = count == -1 ? T(1) : T(2);
+  __syncthreads();
+  x[i] = part[63 - i];
+  __syncthreads();
+  part[i] = T(3), count = 0;  // for the next block to find, which it must not
+}
+
 __global__ void writes_past_the_end(float* x) {
   if (threadIdx.x) x[threadIdx.x + 1] = 1;
 }
@@ -85,6 +98,12 @@ LAUNCHER(lanes_that_never_meet, 0, x)
 LAUNCHER(reads_what_nobody_wrote, 64 * sizeof(float), x)
 LAUNCHER(writes_past_the_end, 0, x)
 LAUNCHER(reads_past_shared, 64 * sizeof(float), x)
+
+extern "C" int run_reads_static(float* x, double* y, int blocks) {
+  EEG_GAN_LAUNCH(reads_static_that_nobody_wrote<float>, blocks, 64, 0, 0, x);
+  EEG_GAN_LAUNCH(reads_static_that_nobody_wrote<double>, blocks, 64, 0, 0, y);
+  return cudaGetLastError();
+}
 
 extern "C" int run_reverse(float* x, int blocks, int sync) {
   if (sync) {

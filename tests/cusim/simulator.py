@@ -7,9 +7,11 @@ EEG_GAN_SANITIZE=1 compiles for AddressSanitizer; the process then needs the pre
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,13 +23,32 @@ SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno
 def why_not() -> str:
     if shutil.which("g++") is None:
         return "the simulator needs g++"
-    if not (cuda_include() / "cuda_fp16.h").exists():
-        return "the simulator needs CUDA's headers (cuda_fp16.h), from CUDA_HOME or /usr/local/cuda"
+    if cuda_include() is None:
+        return "the simulator needs CUDA's headers (cuda_fp16.h): in CUDA_HOME, where nvcc has them, or in /usr/local/cuda"
     return ""
 
 
-def cuda_include() -> Path:
-    return Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
+def cuda_include() -> Path | None:
+    """The first folder with CUDA's headers: of CUDA_HOME, of the nvcc that setup.py would take, of /usr/local/cuda."""
+    homes = [Path(os.environ[name]) / "include" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if any((home / "cuda_fp16.h").exists() for home in homes):  # without starting anything
+        return next(home for home in homes if (home / "cuda_fp16.h").exists())
+    places = [*nvcc_includes(os.environ.get("PATH", "")), Path("/usr/local/cuda/include")]
+    return next((place for place in places if (place / "cuda_fp16.h").exists()), None)
+
+
+@functools.cache
+def nvcc_includes(path: str) -> tuple[Path, ...]:
+    """Where the nvcc on this PATH, which may be a wrapper that lies elsewhere, has its headers by its own word."""
+    spec = importlib.util.spec_from_file_location("eeg_gan_setup", ROOT / "setup.py")
+    setup = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = setup  # its dataclasses look themselves up
+    spec.loader.exec_module(setup)
+    try:
+        nvcc = shutil.which("nvcc", path=path) or setup.find_nvcc()
+    except setup.Missing:
+        return ()
+    return (*setup.folders(nvcc)[0], Path(nvcc).resolve().parents[1] / "include")
 
 
 @functools.cache

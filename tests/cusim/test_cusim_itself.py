@@ -70,6 +70,35 @@ def test_shared_memory_that_nobody_wrote_is_not_a_number(faults):
     assert x[:63].eq(1).all() and x[63].isnan()
 
 
+@pytest.mark.skipif(os.environ.get("EEG_GAN_SANITIZE") == "1", reason="AddressSanitizer guards its ends instead")
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("order", simulator.ORDERS)
+def test_static_shared_memory_that_nobody_wrote_is_not_a_number(faults, order, blocks):
+    """Neither zero, as of a static variable, nor what the block before has left."""
+    for _ in range(2):
+        x, y = torch.zeros(64), torch.zeros(64, dtype=torch.double)
+        simulator.run(faults.run_reads_static, pointer(x), pointer(y), blocks, order=order)
+        for result in x, y:
+            assert result[:63].eq(1).all() and result[63].isnan()
+
+
+def test_headers_are_found_beside_an_nvcc_that_is_a_wrapper(tmp_path, monkeypatch):
+    """An nvcc on PATH tells where its headers are; CUDA_HOME and /usr/local/cuda need not."""
+    toolkit = tmp_path / "elsewhere"
+    (toolkit / "include").mkdir(parents=True)
+    (toolkit / "include/cuda_fp16.h").touch()
+    (tmp_path / "bin").mkdir()
+    wrapper = tmp_path / "bin/nvcc"
+    wrapper.write_text(f"#!/bin/sh\necho '#$ TOP={toolkit}'\n")
+    wrapper.chmod(0o755)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert simulator.cuda_include() == toolkit / "include"
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert simulator.cuda_include() == toolkit / "include"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

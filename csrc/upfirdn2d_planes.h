@@ -1,0 +1,119 @@
+// The other case of the networks on a CPU: float32, contiguous planes, four separable taps, up or down by two or neither.
+// Included as upfirdn2d_lanes.h is and after it: LANES, STREAM and the masks LOW, HIGH, EVEN and ODD are defined around it.
+//
+// Input rows are summed vertically into a block of lines that stays in the first cache, one for each output row, and
+// these horizontally. A block, and not line by line: what was just stored, and is loaded shifted by a column, has to
+// arrive in the cache first. Columns outside of the image are zero in the lines once and for all.
+
+struct LineJob {
+  const LanesJob* job;
+  int64_t columns, left, right;  // of a line; those within the image are [left, right)
+  int64_t shift;                 // from a column of the line to one of the image
+  int64_t pitch, lines;
+  float* memory;                 // column 0 of the first line; column `left` is aligned
+};
+
+template <int TAPS>
+inline __attribute__((always_inline)) void sum_rows(const float* const* rows, const float* w, float* to, int64_t n) {
+  const auto at = [&](int64_t i) __attribute__((always_inline)) {
+    Lanes sum = w[0] * load(rows[0] + i);
+    for (int k = 1; k < TAPS; ++k) sum += w[k] * load(rows[k] + i);
+    store(to + i, sum);
+  };
+  if (n < LANES) {
+    for (int64_t i = 0; i < n; ++i) {
+      float sum = w[0] * rows[0][i];
+      for (int k = 1; k < TAPS; ++k) sum += w[k] * rows[k][i];
+      to[i] = sum;
+    }
+    return;
+  }
+  for (int64_t i = 0; i + LANES <= n; i += LANES) at(i);
+  if (n % LANES) at(n - LANES);  // some sums twice
+}
+
+// v, or as much of it as the row still takes.
+template <bool PAST>
+inline __attribute__((always_inline)) void put_some(float* p, Lanes v, int64_t room) {
+  if (room >= LANES) return put<PAST>(p, v);
+  for (int64_t i = 0; i < room; ++i) p[i] = v[i];
+}
+
+template <bool PAST>
+inline __attribute__((always_inline)) void twice_as_wide(const float* t, const float* first, const float* second,
+                                                         int64_t step, float* out, int64_t n) {
+  for (int64_t m = 0; m < n; m += 2 * LANES, t += LANES) {
+    const Lanes a = first[0] * load(t) + first[1] * load(t + 1);
+    const Lanes b = second[0] * load(t + step) + second[1] * load(t + step + 1);
+    put_some<PAST>(out + m, SHUFFLE(a, b, LOW), n - m);
+    put_some<PAST>(out + m + LANES, SHUFFLE(a, b, HIGH), n - m - LANES);
+  }
+}
+
+template <bool PAST>
+inline __attribute__((always_inline)) void half_as_wide(const float* t, const float* w, float* out, int64_t n) {
+  for (int64_t m = 0; m < n; m += LANES, t += 2 * LANES) {
+    const Lanes a = load(t), b = load(t + LANES), c = load(t + 2), d = load(t + 2 + LANES);
+    const Lanes sum = w[0] * SHUFFLE(a, b, EVEN) + w[1] * SHUFFLE(a, b, ODD) + w[2] * SHUFFLE(c, d, EVEN);
+    put_some<PAST>(out + m, sum + w[3] * SHUFFLE(c, d, ODD), n - m);
+  }
+}
+
+template <bool PAST>
+inline __attribute__((always_inline)) void as_wide(const float* t, const float* w, float* out, int64_t n) {
+  for (int64_t m = 0; m < n; m += LANES, t += LANES) {
+    const Lanes sum = w[0] * load(t) + w[1] * load(t + 1) + w[2] * load(t + 2);
+    put_some<PAST>(out + m, sum + w[3] * load(t + 3), n - m);
+  }
+}
+
+inline void sum_to_lines(const LineJob& line, const float* x, int64_t y_begin, int64_t y_end) {
+  const LanesJob& job = *line.job;
+  const int taps = job.up == 2 ? 2 : 4;
+  const int64_t n = line.right - line.left;
+  float* to = line.memory + line.left;
+  for (int64_t m = y_begin; m < y_end; ++m, to += line.pitch) {
+    const float* rows[4];
+    for (int k = 0; k < taps; ++k) {
+      const int64_t y = job.first_y[m] + k;
+      rows[k] = (y < 0 || y >= job.height ? job.zeros : x + y * job.width) + line.left + line.shift;
+    }
+    const float* w = job.wy[job.phase_y[m]];
+    taps == 2 ? sum_rows<2>(rows, w, to, n) : sum_rows<4>(rows, w, to, n);
+  }
+}
+
+template <bool PAST>
+void plane_rows(const LineJob& line, int64_t plane, int64_t y_begin, int64_t y_end) {
+  const LanesJob& job = *line.job;
+  const int64_t n = job.out_width, phase = job.phase_x[0];
+  float* out = job.out + (plane * job.out_height + y_begin) * n;
+  for (int64_t y = y_begin; y < y_end; y += line.lines) {
+    const int64_t end = std::min(y + line.lines, y_end);
+    sum_to_lines(line, job.x + plane * job.height * job.width, y, end);
+    const float* t = line.memory;
+    for (int64_t m = y; m < end; ++m, t += line.pitch, out += n) {
+      if (job.up == 2) twice_as_wide<PAST>(t, job.wx[phase], job.wx[1 - phase], 1 - phase, out, n);
+      else if (job.down == 2) half_as_wide<PAST>(t, job.wx[0], out, n);
+      else as_wide<PAST>(t, job.wx[0], out, n);
+    }
+  }
+}
+
+void run_planes(const LanesJob& job, const Units& units) {
+  // whole steps read beyond what they need
+  LineJob line{&job, (job.out_width + 2 * LANES) * job.down / job.up + 4 * LANES, 0, 0, job.first_x[0], 0, 0, nullptr};
+  line.left = std::clamp<int64_t>(-line.shift, 0, line.columns);
+  line.right = std::clamp<int64_t>(job.width - line.shift, line.left, line.columns);
+  line.pitch = (line.columns + 15) / 16 * 16;
+  line.lines = std::clamp<int64_t>(4096 / line.pitch, 1, units.rows);
+  std::vector<float> memory(line.lines * line.pitch + 16);
+  line.memory = memory.data() + (32 - (reinterpret_cast<uintptr_t>(memory.data()) / 4 + line.left) % 16) % 16;
+  const bool past = job.past_caches && job.out_width % LANES == 0;
+  for (int64_t unit = units.begin; unit < units.end; ++unit) {
+    const int64_t plane = unit / units.per_plane, y = unit % units.per_plane * units.rows;
+    const int64_t end = std::min(y + units.rows, job.out_height);
+    past ? plane_rows<true>(line, plane, y, end) : plane_rows<false>(line, plane, y, end);
+  }
+  if (past) FENCE();
+}
