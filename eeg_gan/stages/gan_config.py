@@ -89,7 +89,7 @@ class Config:
 
     @staticmethod
     def underlay(values: dict) -> dict:
-        """The keys of the preset, over which the given ones are laid; a projected discriminator has no R1 by default."""
+        """What given keys are laid over: those of the preset, and no R1 where the discriminator is projected."""
         name, below = values.get("preset"), {}
         if name in gan_presets.NAMES:
             below = gan_presets.preset(name, values.get("resolution"), values.get("gpus", 1))

@@ -324,7 +324,7 @@ def logits(batch: Batch, pictures: Tensor, c: Tensor) -> list[tuple[float, Tenso
 
 
 def leading(d: Discriminator | ProjectedDiscriminator, heads: list[tuple[float, Tensor]]) -> Tensor:
-    """[n, scales] logits that steer the augmentation and are penalised: of each scale the first kind, mean of places."""
+    """[n, scales] logits that steer augmentation and are penalised: of each scale the first kind, mean of places."""
     scales = d.scales if isinstance(d, ProjectedDiscriminator) else 1
     return torch.stack([head.reshape(len(head), -1).mean(1) for _, head in heads[:scales]], 1)
 
