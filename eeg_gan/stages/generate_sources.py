@@ -270,7 +270,7 @@ def _folder(config: Any, generator: Generator, tower, device: torch.device):
             read = lambda i: {"x": torch.stack([read_image(found[picked[k]], generator.size) for k in i])}  # noqa: E731
             return over_all(lambda b: net(b["x"].to(device)), read, len(picked), 64)
 
-    return keys, embed, [], ()
+    return keys, embed, [config.images, *found], ()
 
 
 def _split_images(config: Any, tower, device: torch.device):

@@ -92,6 +92,7 @@ def run(config: Config) -> None:
         conditions, encoder = _conditions(config, generator, state)
         target = _target(config, generator)
         files = [checkpoint.chosen(config.gan).path / "state.json", Path(config.features) / "features.json"]
+        files += [config.image] if config.image is not None else []
         digest = checkpoint.tensors_digest(generator.state_dict())
         rt.inputs(files, gan=digest, features=encoder, image=checkpoint.tensors_digest({"image": target}))
         rt.reads(("train",) if config.loader is None else tuple(sorted({"train", config.split})))

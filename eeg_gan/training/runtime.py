@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -53,7 +54,7 @@ class Runtime:
     def inputs(self, files: Sequence[str | Path] = (), **digests: str | None) -> None:
         """Records what the run was made from; a run directory made from other inputs is refused.
 
-        `files` are small descriptions (an index, a features.json, a state.json) that a later start compares.
+        `files` are small descriptions (an index, a features.json, a state.json) or folders that a later start compares.
         """
         self.record["files"] = {str(path): _digest(path) for path in files}
         before = self.record.get("inputs")
@@ -257,6 +258,10 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _digest(path: str | Path) -> str | None:
+    """Of a file's bytes, or of the names in a folder."""
+    if os.path.isdir(path):
+        names = sorted(str(found.relative_to(path)) for found in Path(path).rglob("*"))
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
     return file_digest(Path(path)) if os.path.isfile(path) else None
 
 
