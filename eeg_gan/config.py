@@ -216,6 +216,8 @@ def _one_line(error: dict) -> str:
         return f"{where}: {error['ctx']['error']}"
     if error["type"] == "missing":
         return f"{where} is missing; write it in the file or as {where}=VALUE"
+    if error["type"] in ("tuple_type", "list_type"):
+        return f"{where}: expected a list, such as [{error['input']}]"
     message = error["msg"][0].lower() + error["msg"][1:]
     hint = ""
     if error["type"] == "literal_error":

@@ -1,4 +1,4 @@
-"""The non-saturating logistic game, its gradient penalty on real images, and lengths of paths in style space."""
+"""The non-saturating logistic game and the hinge game, the penalty on real images' gradients, lengths of paths."""
 
 import math
 
@@ -15,6 +15,16 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """Mean of -log sigmoid(fake)."""
     return F.softplus(-fake_logits).mean()
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Mean of max(0, 1 - real) plus mean of max(0, 1 + fake) (Lim & Ye 2017, arXiv 1705.02894)."""
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """Mean of -fake."""
+    return -fake_logits.mean()
 
 
 def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ SIZES = {"classifier": (32, 16, 64), "squeezenet": (96, 32, 256)}  # default, sm
 @dataclass(frozen=True)
 class DetectorConfig:
     name: Literal["classifier", "resnet56", "inception", "squeezenet", "torchscript", "tower"] = (
-        "classifier"  # own, CIFAR-10's, published FID's, small ImageNet's, any TorchScript file, any open_clip model
+        "classifier"  # own, CIFAR-10's, published FID's, small ImageNet's, a TorchScript file, open_clip's and timm's
     )
     weights: str | None = None  # safetensors; inception: its .pth, null: torch-fidelity's cache; torchscript: .pt
-    model: str | None = None  # tower: as tower.model of align (ViT-B-32, hf-hub:timm/..., a .json); weights: or its tag
+    model: str | None = None  # tower: as tower.model of align (ViT-B-32, timm:resnet50, a .json); weights: or its tag
     n_classes: int = 10  # classifier without weights: number of classes
     image_size: int | None = None  # classifier (null: 32), squeezenet (null: 96): images are resized to this
     untrained: bool = False  # accept random weights: a test of the plumbing, whose figures mean nothing
@@ -49,7 +49,7 @@ class DetectorConfig:
         if self.name == "tower" and not named:
             raise ValueError(
                 "the tower has no weights, so its figures would mean nothing; set weights to a tag of open_clip "
-                "(openai) or to a local file"
+                "(openai) or timm, or to a local file"
             )
         if (self.name == "tower") != (self.model is not None):
             raise ValueError("name=tower and model belong together; set model=ViT-B-32, say, or take another name")

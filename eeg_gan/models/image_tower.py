@@ -1,4 +1,4 @@
-"""The image tower: any open_clip model's vision half, taking uint8 images of any size."""
+"""The image tower: the vision half of any open_clip model, or any timm network, taking uint8 images of any size."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan.config import UserError
+from eeg_gan.models import timm_tower
 from eeg_gan.torchvision_compat import load
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -29,8 +30,8 @@ TINY_TOWER = {
 
 @dataclass(frozen=True)
 class TowerConfig:
-    model: str = "ViT-B-32"  # an open_clip model name, a path to a model config (.json), or tiny (32 pixels, untrained)
-    pretrained: str | None = None  # an open_clip tag (downloaded) or a local weights file; null starts at random
+    model: str = "ViT-B-32"  # open_clip's name, timm:NAME, a model config (.json), or tiny (32 pixels, untrained)
+    pretrained: str | None = None  # a tag of open_clip or timm (downloaded) or a local file; null starts at random
     frozen: bool = True  # no gradient, evaluation mode always
 
     def __post_init__(self):
@@ -65,12 +66,25 @@ class ImageTower(nn.Module):
             out = self.visual((x / 255 - self.mean) / self.std)
         return out[0] if isinstance(out, tuple) else out  # towers with token output give (embedding, tokens)
 
+    def maps(self, x: Tensor, depths: list[int] | None = None) -> list[Tensor]:
+        """Feature maps [B, C, h, w] of normalised pictures after some stages or blocks, or all; gradients pass."""
+        found = self.visual.forward_intermediates(
+            x, indices=depths, normalize_intermediates=True, intermediates_only=True
+        )
+        return found["image_intermediates"]
+
 
 def build_tower(config: TowerConfig) -> ImageTower:
     """The vision half of the configured model; its text half is dropped at once, for memory."""
+    own = _visual_weights(config.pretrained)
+    if config.model.startswith(timm_tower.PREFIX):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            visual = timm_tower.build_visual(config.model, config.pretrained if own is None else None)
+        tower = ImageTower(visual, visual.output_dim, config.frozen)
+        return tower if own is None else _load_visual(tower, own, config.pretrained)
     open_clip = load("open_clip")
     name = _registered(open_clip, config.model)
-    own = _visual_weights(config.pretrained)
     pretrained = None if own is not None else _known(open_clip, name, config.pretrained)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which is what null or own weights ask for
@@ -83,9 +97,7 @@ def build_tower(config: TowerConfig) -> ImageTower:
     finally:
         logging.disable(before)
     tower = ImageTower(model.visual, _embedding_dim(open_clip, model, name), config.frozen)
-    if own is not None:
-        _load_visual(tower, own, config.pretrained)
-    return tower
+    return tower if own is None else _load_visual(tower, own, config.pretrained)
 
 
 def tower_state(tower: ImageTower) -> dict[str, Tensor]:
@@ -117,8 +129,8 @@ def _registered(open_clip, model: str) -> str:
         return Path(model).stem
     if ":" not in model and model.replace("/", "-") not in open_clip.list_models():
         raise UserError(
-            f"{model}: open_clip has no such model; take one of open_clip.list_models(), such as ViT-B-32, or the path "
-            "of a model config that ends in .json"
+            f"{model}: open_clip has no such model; take one of open_clip.list_models(), such as ViT-B-32, the path of "
+            "a model config that ends in .json, or one of timm's as timm:NAME"
         )
     return model
 
@@ -181,9 +193,10 @@ def _embedding_dim(open_clip, model: nn.Module, name: str) -> int:
     return int(dim)
 
 
-def _load_visual(tower: ImageTower, state: dict[str, Tensor], path: str) -> None:
+def _load_visual(tower: ImageTower, state: dict[str, Tensor], path: str) -> ImageTower:
     try:
         tower.visual.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: not the weights of this model ({reason}); name the model they belong to") from None
+    return tower

@@ -40,8 +40,8 @@ class Config:
     def __post_init__(self):
         if not self.formats or len(set(self.formats)) < len(self.formats):
             raise ValueError(f"formats names each format once; got {list(self.formats)}")
-        if not self.tolerance > 0 or self.seed < 0:
-            raise ValueError("tolerance is above 0, seed 0 or more")
+        if not self.tolerance > 0 or self.seed < 0 or (self.cutoff is not None and self.cutoff < 1):
+            raise ValueError("tolerance is above 0, seed 0 or more, cutoff 1 or more")
 
 
 class Exported(nn.Module):
@@ -63,6 +63,8 @@ def run(config: Config) -> None:
         if rt.done:
             return
         generator, state = load_generator(config.gan, config.ema)
+        if config.cutoff is not None and config.cutoff > generator.num_ws:
+            raise UserError(f"cutoff={config.cutoff}, but {config.gan} has {generator.num_ws} layers; lower it")
         digest = checkpoint.tensors_digest(generator.state_dict())
         rt.inputs([checkpoint.chosen(config.gan).path / "state.json"], gan=digest)
         rt.start_log()

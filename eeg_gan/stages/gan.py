@@ -49,12 +49,13 @@ def run(config: Config) -> None:
         resolution = _check_images(config, shards)
         known = load_features(config.features, shards.split_digest, config.loader.index)
         files = [config.loader.index, Path(config.features) / "features.json"]
-        rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"])
         rt.reads(("train", "val"))
         train = Reader(shards, "train", config.loader.cache_mb, config.loader.workers)
         distinct, pictures = unique_images(shards, "train")
         conditions = Conditions(known.rows(shards.keys("train")), pictures.tolist(), config.condition)
         players = build(config, resolution, conditions.features, rt.device)
+        tower = {} if players.tower is None else {"tower": players.tower}
+        rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"], **tower)
         images, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
         players.load_state_dict({**players.state_dict(), **state.get("players", {})})
         if images == 0 and config.transfer.run is not None:
@@ -135,7 +136,8 @@ def _transfer(players: Players, config: Config) -> None:
     found = checkpoint.chosen(config.transfer.run)
     if "average" not in found.tensors:
         raise UserError(f"transfer.run={config.transfer.run} holds no generator; give the run_dir of gan")
-    given = {"g": found.tensors["g"], "d": found.tensors["d"]}
+    same_sight = found.state.get("tower") == players.tower
+    given = {"g": found.tensors["g"], "d": found.tensors["d"] if same_sight else {}}
     for name, network in players.networks().items():
         theirs, own = given.get(name, found.tensors["average"]), network.state_dict()
         fits = {key: value for key, value in theirs.items() if key in own and own[key].shape == value.shape}
@@ -204,6 +206,7 @@ def save(
             "ema": [config.ema_half_life, *config.ema_more],
             "data": about_data(shards),
             "encoder_digest": known.meta["encoder_digest"],
+            "tower": players.tower,
             "best": best,
         }
         select = config.evaluate.select if best is not None else None

@@ -89,11 +89,14 @@ class Config:
 
     @staticmethod
     def underlay(values: dict) -> dict:
-        """The keys of the preset, over which the given ones are laid."""
-        name = values.get("preset")
-        if name not in gan_presets.NAMES:
-            return {}
-        return gan_presets.preset(name, values.get("resolution"), values.get("gpus", 1))
+        """What given keys are laid over: those of the preset, and no R1 where the discriminator is projected."""
+        name, below = values.get("preset"), {}
+        if name in gan_presets.NAMES:
+            below = gan_presets.preset(name, values.get("resolution"), values.get("gpus", 1))
+        given = values.get("discriminator")
+        if isinstance(given, dict) and given.get("projected") is not None:
+            below = {**below, "r1_gamma": 0.0}
+        return below
 
     def __post_init__(self):
         if self.batch < 2 or self.total_images < 1 or self.r1_every < 1 or self.gpus < 1:
@@ -115,12 +118,18 @@ class Config:
             raise ValueError("float16 overflows without a clamp; set generator.clamp=256 and discriminator.clamp=256")
         if self.batch % self.path_length.shrink:
             raise ValueError(f"path_length.shrink={self.path_length.shrink} must divide batch={self.batch}")
+        if self.discriminator.projected is not None and self.transfer.freeze_d:
+            raise ValueError(
+                "transfer.freeze_d keeps resolutions of StyleGAN2's discriminator; the tower of a projected one is "
+                "frozen anyway: leave freeze_d out"
+            )
         check_groups(self, 1)
 
 
 def check_groups(config: Config, processes: int) -> None:
     """Each process, and each micro-batch of it, holds whole groups for minibatch deviation."""
-    group, batch, micro = config.discriminator.mbstd_group, config.batch, config.micro_batch
+    batch, micro = config.batch, config.micro_batch
+    group = config.discriminator.mbstd_group if config.discriminator.projected is None else 1
     if batch % (processes * group):
         step = processes * group
         fit = sorted({max(batch // step, 1) * step, (batch // step + 1) * step})

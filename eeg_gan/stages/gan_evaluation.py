@@ -92,7 +92,9 @@ class GanEvaluation:
         assert config.evaluate.detector is not None
         self.config, self.seed, self.device = config.evaluate, config.seed, device
         self.c, self.labels = known.rows(val.shards.keys("val")), val.labels
-        own = config.evaluate
+        own, projected = config.evaluate, config.discriminator.projected
+        if projected is not None and own.detector.model == projected.tower.model:
+            log.warning("the detector is what the discriminator looks through: its figures flatter this run")
         self.judge = Judge(own.detector, own.detector_class_names, val.shards.card.class_names, device)
         folder = cache_folder(own.cache, config.run_dir)
         train, real = (look_at_real(self.judge, reader, folder) for reader in (train, val))

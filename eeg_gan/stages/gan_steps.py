@@ -17,7 +17,16 @@ from eeg_gan.augment.adaptive import Adaptive
 from eeg_gan.augment.condition import Conditions, weight_at
 from eeg_gan.config import UserError, to_dict
 from eeg_gan.distributed import average_gradients, generator_at, mean_over_ranks, own_part, seed_at
-from eeg_gan.losses.adversarial import discriminator_loss, generator_loss, path_length, r1_penalty
+from eeg_gan.losses.adversarial import (
+    discriminator_loss,
+    generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    path_length,
+    r1_penalty,
+)
+from eeg_gan.models.image_tower import build_tower
+from eeg_gan.models.projected import ProjectedDiscriminator
 from eeg_gan.models.stylegan2.discriminator import Discriminator
 from eeg_gan.models.stylegan2.generator import Generator, draw_crossover, mix_styles
 from eeg_gan.models.stylegan2.layers import Precision
@@ -33,7 +42,7 @@ class Players:
     """Both networks, the averaged generators by half-life, optimisers, and what controls them."""
 
     g: Generator
-    d: Discriminator
+    d: Discriminator | ProjectedDiscriminator
     averages: dict[int, Generator]  # the first is the one that other stages read
     g_optimiser: torch.optim.Optimizer
     d_optimiser: torch.optim.Optimizer
@@ -48,6 +57,11 @@ class Players:
     @property
     def device(self) -> torch.device:
         return self.path_mean.device
+
+    @property
+    def tower(self) -> str | None:
+        """The digest of what a projected discriminator looks through."""
+        return self.d.digest if isinstance(self.d, ProjectedDiscriminator) else None
 
     def networks(self) -> dict[str, nn.Module]:
         first, *more = self.averages
@@ -76,8 +90,8 @@ def build(
     torch.manual_seed(seed_at(config.seed, "weights", 0))
     shape = {"resolution": resolution, "c_dim": conditions.shape[1], "img_channels": n_colours}
     g = Generator(**shape, **to_dict(config.generator))
-    d = Discriminator(**shape, **to_dict(config.discriminator))
-    if config.transfer.freeze_d > len(d.blocks):
+    d = _discriminator(config, shape)
+    if config.transfer.freeze_d and config.transfer.freeze_d > len(d.blocks):
         raise UserError(
             f"transfer.freeze_d={config.transfer.freeze_d} resolutions cannot stay as they are: the discriminator has "
             f"{len(d.blocks)} above its base; lower it"
@@ -99,6 +113,18 @@ def build(
         Guard(config.guard),
         torch.zeros((), device=device),
     )
+
+
+def _discriminator(config: Config, shape: dict) -> Discriminator | ProjectedDiscriminator:
+    own, projected = config.discriminator, config.discriminator.projected
+    if projected is None:
+        keys = to_dict(own)
+        del keys["projected"]
+        return Discriminator(**shape, **keys)
+    shared = {name: getattr(own, name) for name in ("map_layers", "map_lr", "two_heads", "whiten")}
+    seen = {name: getattr(projected, name) for name in ("image_size", "scales", "channels")}
+    tower = build_tower(projected.tower)
+    return ProjectedDiscriminator(tower, **shape, **shared, **seen, penalised=config.r1_gamma > 0)
 
 
 def half_type(precision: str, device: torch.device) -> torch.dtype | None:
@@ -191,7 +217,10 @@ def step_discriminator(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
     `real` [b, C, H, W] and `c_real` [b, D] are this process's part.
     """
     players, fakes, first = batch.players, batch.fakes("d"), []
+    if isinstance(players.d, ProjectedDiscriminator):
+        players.d.refresh()
     aug_real, aug_fake = batch.augmented("real-d"), batch.augmented("fake-d")
+    game = hinge_discriminator_loss if hinges(batch.config) else discriminator_loss
 
     def losses(part: slice, own: slice) -> Values:
         with torch.no_grad():
@@ -200,13 +229,13 @@ def step_discriminator(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
         first.append(ws[:, 0])
         both = torch.cat([aug_real(real[own], part), aug_fake(fake, part)])
         heads = logits(batch, both, torch.cat([c_real[own], fakes.condition(part)]))
-        loss = sum(w * discriminator_loss(*head.chunk(2)) for w, head in heads)
-        real_logits, fake_logits = heads[0][1].detach().chunk(2)
+        loss = sum(w * game(*head.chunk(2)) for w, head in heads)
+        real_logits, fake_logits = leading(players.d, heads).detach().chunk(2)
         players.augment.observe(real_logits)
         return {
-            "loss/D (nats)": loss,
-            "logit/real (nats)": real_logits.mean(),
-            "logit/fake (nats)": fake_logits.mean(),
+            f"loss/D ({unit(batch.config)})": loss,
+            f"logit/real ({unit(batch.config)})": real_logits.mean(),
+            f"logit/fake ({unit(batch.config)})": fake_logits.mean(),
             "sign/real (-1 to 1)": real_logits.sign().mean(),
         }
 
@@ -221,8 +250,7 @@ def step_r1(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
 
     def losses(part: slice, own: slice) -> Values:
         x = real[own].detach().requires_grad_(True)
-        (_, head), *_ = logits(batch, augmented(x, part), c_real[own])
-        penalty = r1_penalty(x, head)
+        penalty = r1_penalty(x, leading(batch.players.d, logits(batch, augmented(x, part), c_real[own])))
         loss = penalty * (config.r1_gamma / 2 * config.r1_every)
         return {"loss": loss, "loss/R1 penalty (1)": penalty.detach()}
 
@@ -234,11 +262,12 @@ def step_generator(batch: Batch) -> Values:
     """Non-saturating: the generator raises the logits of its fakes."""
     players, fakes, augmented = batch.players, batch.fakes("g"), batch.augmented("fake-g")
     players.d.requires_grad_(False)
+    game = hinge_generator_loss if hinges(batch.config) else generator_loss
 
     def losses(part: slice, own: slice) -> Values:
         fake = augmented(fakes.pictures(fakes.styles(part), part), part)
         heads = logits(batch, fake, fakes.condition(part))
-        return {"loss/G (nats)": sum(w * generator_loss(head) for w, head in heads)}
+        return {f"loss/G ({unit(batch.config)})": sum(w * game(head) for w, head in heads)}
 
     values = _stepped(batch, players.g, players.g_optimiser, losses, batch.config.batch, "G")
     train_discriminator(players, batch.config)
@@ -269,13 +298,35 @@ def step_path_length(batch: Batch) -> Values:
     return {"loss/path penalty (1)": values["loss/path penalty (1)"], "path/mean length (1)": players.path_mean.clone()}
 
 
+def hinges(config: Config) -> bool:
+    return config.discriminator.projected is not None and config.discriminator.projected.loss == "hinge"
+
+
+def unit(config: Config) -> str:
+    return "1" if hinges(config) else "nats"
+
+
 def logits(batch: Batch, pictures: Tensor, c: Tensor) -> list[tuple[float, Tensor]]:
-    """(weight, [n]) of each head: one, or the unconditional one and, once its weight is not 0, the conditional one."""
+    """(weight, [n, ...]) of each head: one, or the unconditional one and, with a weight that may be 0, the conditional.
+
+    A projected discriminator has as many of either kind as scales, each with verdicts of places.
+    """
     d = batch.players.d
+    if isinstance(d, ProjectedDiscriminator):
+        if not d.two_heads:
+            return [(1.0, head) for head in d(pictures, c)]
+        unconditional, conditional = d.heads(pictures, c)
+        return [(1.0, head) for head in unconditional] + [(batch.weight, head) for head in conditional]
     if d.unconditional is None:
         return [(1.0, d(pictures, c))]
     unconditional, conditional = d.heads(pictures, c)
     return [(1.0, unconditional), (batch.weight, conditional)]
+
+
+def leading(d: Discriminator | ProjectedDiscriminator, heads: list[tuple[float, Tensor]]) -> Tensor:
+    """[n, scales] logits that steer augmentation and are penalised: of each scale the first kind, mean of places."""
+    scales = d.scales if isinstance(d, ProjectedDiscriminator) else 1
+    return torch.stack([head.reshape(len(head), -1).mean(1) for _, head in heads[:scales]], 1)
 
 
 def train_discriminator(players: Players, config: Config) -> None:

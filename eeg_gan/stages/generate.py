@@ -162,7 +162,7 @@ def draw_walk(rt: runtime.Runtime, config: Config, generator: Generator, keys, c
         checkpoint.write_json(rt.run_dir / "walk.json", {**about, **what, "video": video, "strip": "strip.png"})
 
     rt.on_main(work)
-    return f"a walk of {len(frames)} pictures between {', '.join(keys)}"
+    return f"a walk of {len(frames)} pictures between {', '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
 
 
 def draw_mixtures(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:

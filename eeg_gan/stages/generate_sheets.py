@@ -15,6 +15,7 @@ from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.generate_draw import draw_z, paint, slerp, styles
 from eeg_gan.stages.generate_sources import places
 
+MOST_POINTS = 16  # of a walk that nobody asked for by number
 CELL = 64  # px: smaller pictures are enlarged to about this, so that labels fit
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -94,6 +95,8 @@ def points_of(config: Any, keys: list[str]) -> list[tuple[int, int]]:
             f"interpolation runs through trials at one seed, through seeds at one trial, or through as many of each; "
             f"got {len(keys)} trials and {len(seeds)} seeds: set keys or limit, and seeds, to that"
         )
+    if count > MOST_POINTS and config.keys is None and config.limit is None:
+        raise UserError(f"a walk through {len(keys)} trials is a long one: set limit or keys to those of interest")
     return [(i % len(keys), seeds[i % len(seeds)]) for i in range(count)]
 
 

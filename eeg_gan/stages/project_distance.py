@@ -66,14 +66,15 @@ def build_distance(detector: DetectorConfig | None, tower: TowerConfig | None, t
 
 
 def tower_layers(network: nn.Module) -> list[str]:
-    """Some blocks of a transformer, evenly spread; none for an architecture that is not known."""
+    """Some blocks of a transformer, evenly spread, or the last stages of a timm network; none where none is known."""
     for name in TOWER_BLOCKS:
         try:
             count = len(network.get_submodule(name))
         except AttributeError:
             continue
         return [f"{name}.{(i + 1) * count // TOWER_LAYERS - 1}" for i in range(TOWER_LAYERS) if count >= TOWER_LAYERS]
-    return []
+    stages = getattr(getattr(network.visual, "trunk", None), "feature_info", [])
+    return [f"visual.trunk.{stage['module']}" for stage in stages[-TOWER_LAYERS:]]
 
 
 def noise_correlation(maps: Sequence[Tensor]) -> Tensor:

@@ -112,6 +112,8 @@ def chosen(run_dir: str | Path) -> Checkpoint:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory; run the stage that makes it first")
+    if run_dir.name.startswith(PREFIX):
+        raise UserError(f"{run_dir} is one checkpoint; give its run directory, {run_dir.parent}")
     best = run_dir / "best.json"
     if best.exists():
         try:

@@ -265,6 +265,7 @@ def _lock(run_dir: Path) -> Iterator[None]:
 
 
 def _digest(path: str | Path) -> str | None:
+    """Of a file's bytes, or of the names in a folder."""
     if os.path.isdir(path):
         names = sorted(str(found.relative_to(path)) for found in Path(path).rglob("*"))
         return hashlib.sha256("\n".join(names).encode()).hexdigest()

@@ -81,7 +81,13 @@ def test_onnx_says_what_it_needs(capsys, runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "more, said", [(["formats=[]"], "each format once"), (["tolerance=0"], "tolerance is above 0")]
+    "more, said",
+    [
+        (["formats=[]"], "each format once"),
+        (["formats=onnx"], "expected a list, such as [onnx]"),
+        (["tolerance=0"], "tolerance is above 0"),
+        (["cutoff=99"], "cutoff=99, but"),
+    ],
 )
 def test_export_refuses(capsys, runs, tmp_path, more, said):
     assert said in refused(capsys, words(runs, tmp_path / "e", *more))

@@ -180,8 +180,8 @@ def test_real_pictures_are_counted_once_and_looked_at_once(tmp_path, reader, mon
 def test_judges_of_every_kind(tmp_path, reader):
     """A tower tells no classes apart, so it is probed; opening one moves no random stream."""
     torch.jit.trace(SmallClassifier(7, 16).eval(), torch.zeros(1, 3, 16, 16)).save(tmp_path / "own.pt")
-    tower = DetectorConfig("tower", model="tiny", untrained=True)
-    for config in (tower, DetectorConfig("torchscript", str(tmp_path / "own.pt"))):
+    towers = [DetectorConfig("tower", model=name, untrained=True) for name in ("tiny", "timm:test_resnet")]
+    for config in (*towers, DetectorConfig("torchscript", str(tmp_path / "own.pt"))):
         before = torch.random.get_rng_state()
         judge = judge_of(config, reader)
         assert torch.random.get_rng_state().equal(before) and judge.columns is None and not judge.has_maps

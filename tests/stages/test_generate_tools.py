@@ -101,8 +101,12 @@ def test_a_folder_of_images_equals_the_split_that_they_come_from(capsys, runs, t
     assert same(folder, drawn(runs, tmp_path / "b", *given, index(runs), "seeds=[0]", f"keys=[{keys}]"))
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["reads"] == {} and len([name for name in record["files"] if name.endswith(".png")]) == 3
-    shutil.copy(tmp_path / "p" / f"{sample.key}.png", tmp_path / "p" / "more.png")
-    assert len(drawn(runs, tmp_path / "a", *given, f"images={tmp_path}/p", "seeds=[0]")) == 4
+    Image.fromarray(prepared.read("test", 3).image).save(tmp_path / "p" / "new.png")
+    more = drawn(runs, tmp_path / "a", *given, f"images={tmp_path}/p", "seeds=[0]")
+    assert len(more) == len(folder) + 1, "a picture that is new in the folder makes the run anew"
+    Image.new("RGB", (16, 16)).save(tmp_path / "p" / "new.png")
+    other = drawn(runs, tmp_path / "a", *given, f"images={tmp_path}/p", "seeds=[0]")
+    assert not other["images/new-seed0.png"].equal(more["images/new-seed0.png"]), "and one that is another does"
     (tmp_path / "none").mkdir()
     assert "no image" in refused(capsys, words(runs, tmp_path / "c", *given, f"images={tmp_path}/none"))
 
@@ -190,12 +194,16 @@ def test_a_network_trained_in_half_draws_in_float32_on_a_cpu(runs, tmp_path, mon
         (["keys=[nobody]"], "there is no nobody"),
         (["cutoff=99"], "cutoff=99"),
         (["kind=interpolation", "limit=3", "seeds=[0,1]"], "interpolation runs through"),
+        (["kind=interpolation"], "a walk through 24 trials is a long one: set limit or keys"),
+        (["seeds=3"], "seeds: expected a list, such as [3]"),
+        (["gan=CHECKPOINT"], "is one checkpoint; give its run directory"),
         (["kind=mixing", "limit=1", "mixing.first=50"], "mixing takes layers"),
         (["kind=mixing", "limit=1", "mixing.keys=[nobody]"], "there is no nobody"),
         (["condition=shuffled", "keys=[nobody]"], "there is no nobody"),
     ],
 )
 def test_generate_refuses(capsys, runs, tmp_path, more, said):
+    more = [word.replace("CHECKPOINT", str(next((runs / "gan").glob("checkpoint-*")))) for word in more]
     assert said in refused(capsys, words(runs, tmp_path / "r", *more))
 
 

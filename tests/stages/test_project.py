@@ -80,6 +80,8 @@ def test_distances_pass_gradients_and_are_zero_at_the_target():
         other = (255 - target).requires_grad_()
         distance(other).backward()
         assert other.grad.abs().max() > 0
+    stages = build_distance(None, TowerConfig("timm:test_resnet"), target)
+    assert [m.ndim for m in stages.target] == [4, 4, 4, 4, 2] and stages(target) == 0 < stages(255 - target)
     assert tower_layers(distance.network) == [] and distance.target[0].shape[0] == 1
     assert build_distance(None, None, target)(target) == 0
 

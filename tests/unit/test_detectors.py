@@ -19,6 +19,7 @@ from eeg_gan.metrics.detectors import (
     build_detector,
     fit_classifier,
 )
+from eeg_gan.torchvision_compat import load
 
 
 def pictures(n, size=16):
@@ -107,6 +108,21 @@ def test_inception_says_where_its_file_goes_when_there_is_no_network(tmp_path, m
         build_detector(DetectorConfig(name="inception"))
     with pytest.raises(UserError, match="no such detector weights; download https"):
         build_detector(DetectorConfig(name="inception", weights=str(tmp_path / "none.pth")))
+
+
+def test_a_given_inception_file_judges(tmp_path, monkeypatch, caplog):
+    """torch-fidelity's network: 2048 features, 1008 logits without bias; any file but the published one is named."""
+    network = load("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    torch.save({}, tmp_path / "none.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "load_state_dict", lambda self, state: None)
+        blank = network("blank", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
+    torch.save(blank.state_dict(), tmp_path / "own.pth")
+    detector = build_detector(DetectorConfig("inception", str(tmp_path / "own.pth")))
+    seen = pictures(2)[0]
+    features, logits = detector(seen)
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008) and "not comparable" in caplog.text
+    torch.testing.assert_close(logits, features @ blank.fc.weight.T, rtol=1e-3, atol=1e-3)
 
 
 def test_inception_refuses_a_file_that_could_run_code(tmp_path):

@@ -1,5 +1,8 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
 
 from eeg_gan.metrics import distribution
@@ -13,6 +16,7 @@ from eeg_gan.metrics.distribution import (
     nearest,
     precision_recall,
 )
+from eeg_gan.torchvision_compat import load
 
 
 def test_frechet_is_its_definition():
@@ -111,3 +115,56 @@ def test_parts_change_nothing(monkeypatch):
     monkeypatch.setattr(distribution, "CHUNK", 7)
     monkeypatch.setattr(distribution, "ENTRIES", 130)
     assert figures() == pytest.approx(whole)
+
+
+def two_sets():
+    rng = np.random.default_rng(4)
+    return rng.normal(size=(40, 3)), rng.normal(size=(55, 3)) * [1.5, 0.5, 1] + 0.4
+
+
+def test_kid_is_the_double_sum_of_its_definition():
+    a, b = two_sets()
+
+    def kernel(x, y):
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / 3 + 1) ** 3
+
+    def within(x):
+        return np.mean([kernel(p, q) for p, q in itertools.permutations(x, 2)])
+
+    expected = within(a) + within(b) - 2 * np.mean([kernel(p, q) for p, q in itertools.product(a, b)])
+    assert kid(a, b)[0] == pytest.approx(expected, rel=1e-10)
+
+
+def test_manifolds_by_brute_force():
+    real, fake = two_sets()
+
+    def reach(points, i, k):
+        return sorted(np.linalg.norm(points[i] - q) for j, q in enumerate(points) if j != i)[k - 1]
+
+    def held(points, centres, k):
+        """[points, centres]"""
+        radii = [reach(centres, i, k) for i in range(len(centres))]
+        return np.array([[np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)] for p in points])
+
+    precision, recall = held(fake, real, 3).any(1).mean(), held(real, fake, 3).any(1).mean()
+    assert precision_recall(real, fake) == pytest.approx((precision, recall)) and 0 < recall < precision < 1
+    balls = held(fake, real, 5)
+    assert density_coverage(real, fake) == pytest.approx((balls.sum() / (5 * len(fake)), balls.any(0).mean()))
+
+
+def test_figures_are_those_of_torch_fidelity():
+    """Whose numbers are the published ones, on the same features; subsets are as large as the sets."""
+    real, fake = (x[:40] for x in two_sets())
+    of = {name: load(f"torch_fidelity.metric_{name}") for name in ("fid", "kid", "isc", "prc")}
+    tensors = [torch.from_numpy(x) for x in (fake, real)]
+    stats = [of["fid"].fid_features_to_statistics(x) for x in tensors]
+    theirs = of["fid"].fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
+    assert frechet(real, fake) == pytest.approx(theirs, rel=1e-6)
+    words = {"kid_subsets": 2, "kid_subset_size": 40, "kid_degree": 3, "kid_gamma": None, "kid_coef0": 1}
+    found = of["kid"].kid_features_to_metric(*tensors, **words, verbose=False, rng_seed=0)
+    assert kid(real, fake, 2, 40)[0] == pytest.approx(found["kernel_inception_distance_mean"], rel=1e-6)
+    found = of["isc"].isc_features_to_metric(tensors[0], splits=4, shuffle=False)
+    values = (found["inception_score_mean"], found["inception_score_std"])
+    assert inception_score(fake, 4) == pytest.approx(values, rel=1e-9)
+    found = of["prc"].prc_features_to_metric(*tensors, prc_neighborhood=3, prc_batch_size=16, verbose=False)
+    assert precision_recall(real, fake) == pytest.approx((found["precision"], found["recall"]))

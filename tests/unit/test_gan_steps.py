@@ -33,6 +33,13 @@ TRANSITION = {
     "discriminator": {**BASE["discriminator"], "two_heads": True},
     "condition": {"transition": [16, 80]},
 }
+SEEN = {"tower": {"model": "timm:test_resnet"}, "image_size": 32, "channels": 8, "untrained": True}
+PROJECTED = {
+    "discriminator": {"projected": SEEN, "two_heads": True},
+    "generator": TRANSITION["generator"],
+    "condition": TRANSITION["condition"],
+    "r1_gamma": 0.1,
+}
 
 
 def config_of(**changes):
@@ -68,9 +75,13 @@ def trained(config, steps=20):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("changes", [{}, TRANSITION], ids=["concat", "transitional"])
-def test_micro_batches_change_nothing(changes):
-    whole, cut = trained(config_of(**changes)), trained(config_of(**changes, micro_batch=2))
+@pytest.mark.parametrize(
+    "changes, steps",
+    [({}, 20), (TRANSITION, 20), (PROJECTED, 6)],
+    ids=["concat", "transitional", "projected"],
+)
+def test_micro_batches_change_nothing(changes, steps):
+    whole, cut = trained(config_of(**changes), steps), trained(config_of(**changes, micro_batch=2), steps)
     assert 0 < abs(whole["p"] - 0.5) < 0.5 and whole["path"] > 0
     torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(whole["g.constant"], whole["average.constant"])

@@ -69,6 +69,55 @@ def build_like(tower, model):
     return tower
 
 
+def test_any_timm_network_is_a_tower(tmp_path, images):
+    """Weights come from a file in timm's own words, with its classifier, or in ours."""
+    timm = load("timm")
+    torch.manual_seed(1)
+    whole = timm.create_model("test_resnet", pretrained=False).eval()
+    own = {name: value.contiguous() for name, value in whole.state_dict().items()}
+    save_file(own, tmp_path / "timm.safetensors")
+    torch.save(own, tmp_path / "timm.pth")
+    tower = build_tower(TowerConfig("timm:test_resnet", str(tmp_path / "timm.safetensors")))
+    large = torch.rand(2, 3, 160, 160) * 255
+    expected = whole.forward_head(whole.forward_features((large / 255 - 0.5) / 0.5), pre_logits=True)
+    torch.testing.assert_close(tower(large), expected)
+    assert tower.dim == 96 and tower.size == (160, 160) and tower(images).shape == (2, 96)
+    save_file(tower_state(tower), tmp_path / "own.safetensors")
+    for file in ("timm.pth", "own.safetensors"):
+        assert tower_digest(build_tower(TowerConfig("timm:test_resnet", str(tmp_path / file)))) == tower_digest(tower)
+    assert tower_digest(build_tower(TowerConfig("timm:test_resnet"))) != tower_digest(tower)
+    assert [m.shape[1:] for m in tower.maps(large[:1])][-1] == (96, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "model, pretrained, said",
+    [
+        ("timm:test_resnot", None, "did you mean timm:test_resnet"),
+        ("timm:resnet18.a1_in1k", None, "write model=timm:resnet18 and pretrained=a1_in1k"),
+        ("timm:resnet18", "a9_in1k", "no such weights; its tags are .*a1_in1k"),
+        ("timm:resnet18", "nowhere/r.safetensors", "no such weights file"),
+        ("timm:test_vit", "OTHER", "not the weights of timm:test_vit: .* of its tensors are not there"),
+        ("timm:test_vit", "TEXT", "not the weights of timm:test_vit"),
+    ],
+)
+def test_mistakes_with_timm_are_explained(tmp_path, model, pretrained, said):
+    save_file({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.pth").write_text("not tensors")
+    files = {"OTHER": "other.safetensors", "TEXT": "text.pth"}
+    pretrained = str(tmp_path / files[pretrained]) if pretrained in files else pretrained
+    with pytest.raises(UserError, match=said):
+        build_tower(TowerConfig(model, pretrained))
+
+
+def test_timm_weights_that_cannot_be_downloaded_say_what_to_fetch(monkeypatch):
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(load("timm.models._builder"), "load_state_dict_from_hf", offline)
+    with pytest.raises(UserError, match="timm/resnet18.a1_in1k/resolve/main/model.safetensors and give it as"):
+        build_tower(TowerConfig("timm:resnet18", "a1_in1k"))
+
+
 def test_mistakes_are_explained(config_file, tmp_path):
     with pytest.raises(UserError, match="no such model"):
         build_tower(TowerConfig(model="ViT-Z-1"))

@@ -49,3 +49,15 @@ def test_path_lengths_of_a_linear_generator_are_known():
     matrix = torch.randn(12, 7, generator=generator, dtype=torch.double)
     lengths = path_lengths(ws, other, lambda w: w.flatten(1) @ matrix, lambda a, b: (a - b).square().sum(1))
     torch.testing.assert_close(lengths, ((other - ws).flatten(1) @ matrix).square().sum(1), rtol=1e-6, atol=0)
+
+
+def test_path_lengths_are_squared_speeds_at_the_start():
+    """g(w) = sin w moves by cos(w) (w' - w): the length tends to its square, with an error that falls with epsilon."""
+    generator = torch.Generator().manual_seed(0)
+    ws, other = torch.randn(2, 6, 1, 4, generator=generator, dtype=torch.double)
+    exact = (ws.cos() * (other - ws)).square().sum((1, 2))
+    errors = []
+    for epsilon in (1e-2, 1e-3, 1e-4):
+        lengths = path_lengths(ws, other, torch.sin, lambda a, b: (a - b).square().sum((1, 2)), epsilon)
+        errors.append(((lengths - exact).abs() / exact).max().item())
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[2] < 1e-3

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eeg_gan.models.projected import ProjectedConfig
 from eeg_gan.models.stylegan2.generator import Architecture
 from eeg_gan.models.stylegan2.layers import (
     HALF_GAIN,
@@ -38,6 +39,8 @@ class DiscriminatorConfig:
     two_heads: bool = False  # an unconditional logit beside the conditional one, as a transition needs
     whiten: bool = False  # conditions are whitened by the training trials' before they are embedded
     clamp: float | None = None  # largest activation; float16 needs one, 256 is usual
+    projected: ProjectedConfig | None = None  # judge by a pretrained network; of the keys above map_*, two_heads and
+    # whiten hold for it too
 
     def __post_init__(self):
         for name in ("channel_base", "channel_max", "mbstd_group", "map_layers"):
