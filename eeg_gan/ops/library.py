@@ -118,7 +118,7 @@ def _load() -> tuple[str, str]:
         torch.ops.load_library(str(path()))
     except (OSError, RuntimeError) as error:
         return f"{path().name} cannot be loaded: {' '.join(str(error).split())}", install()
-    for name in ("_upfirdn2d", "_bias_act", "_affine_warp"):  # derivatives and fake kernels
+    for name in ("_upfirdn2d", "_bias_act", "_affine_warp", "_conv3x3"):  # derivatives and fake kernels
         getattr(importlib.import_module(f"eeg_gan.ops.{name}"), "register", lambda: None)()
     return "", ""
 
