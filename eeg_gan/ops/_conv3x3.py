@@ -20,7 +20,9 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     The compiled operator gives channels_last, in which the networks keep their feature maps.
     """
     if x.ndim != 4 or weight.ndim != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
-        raise ValueError(f"conv3x3: x is [N, C, H, W], weight [O, C, 3, 3]; got {tuple(x.shape)}, {tuple(weight.shape)}")
+        raise ValueError(
+            f"conv3x3: x is [N, C, H, W], weight [O, C, 3, 3]; got {tuple(x.shape)}, {tuple(weight.shape)}"
+        )
     if _fits(x, weight) and library.serves("conv3x3", x):
         return torch.ops.eeg_gan.conv3x3.default(x, weight)
     return _twin(x, weight)

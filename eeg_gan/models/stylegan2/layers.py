@@ -30,7 +30,6 @@ class Precision:
         return self.half if self.half is not None and level >= levels - self.n_highest else like.dtype
 
 
-
 def full_precision(x: Tensor) -> torch.autocast:
     """Switches autocast off for the few lines that need float32."""
     return torch.autocast(x.device.type, enabled=False)
