@@ -15,4 +15,6 @@ STABLE_TORCH_LIBRARY(eeg_gan, m) {
       "int pad_y1, bool flip, float gain) -> Tensor");
   m.def("affine_warp(Tensor x, Tensor matrix) -> Tensor");
   m.def("affine_warp_adjoint(Tensor grad, Tensor matrix) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight) -> Tensor");
+  m.def("conv3x3_weight(Tensor x, Tensor dy) -> Tensor");
 }

@@ -2,6 +2,7 @@
 
 from eeg_gan.ops._affine_warp import affine_warp
 from eeg_gan.ops._bias_act import ACTIVATIONS, bias_act
+from eeg_gan.ops._conv3x3 import conv3x3
 from eeg_gan.ops._upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from eeg_gan.ops.library import available, why_not
 
@@ -10,6 +11,7 @@ __all__ = [
     "affine_warp",
     "available",
     "bias_act",
+    "conv3x3",
     "downsample2d",
     "filter2d",
     "setup_filter",

@@ -132,10 +132,10 @@ def _load() -> tuple[str, str]:
         return "eeg_gan/_C.so was not built", install()
     try:
         torch.ops.load_library(str(path()))
-    except (OSError, RuntimeError) as error:
+        for name in ("_upfirdn2d", "_bias_act", "_affine_warp", "_conv3x3"):  # derivatives and fake kernels
+            getattr(importlib.import_module(f"eeg_gan.ops.{name}"), "register", lambda: None)()
+    except (OSError, RuntimeError) as error:  # a library built from older sources lacks an operator
         return f"{path().name} cannot be loaded: {' '.join(str(error).split())}", install()
-    for name in ("_upfirdn2d", "_bias_act", "_affine_warp"):  # derivatives and fake kernels
-        getattr(importlib.import_module(f"eeg_gan.ops.{name}"), "register", lambda: None)()
     return "", ""
 
 

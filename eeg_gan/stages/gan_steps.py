@@ -167,13 +167,17 @@ class Batch:
 
     def augmented(self, purpose: str) -> Callable[[Tensor, slice], Tensor]:
         """The same stochastic pipe for reals and fakes, with different draws, through which gradients pass."""
+        draws = self.draws(purpose)
+        return lambda pictures, part: augmentation.apply(pictures, augmentation.part(draws, part))
+
+    def draws(self, purpose: str) -> dict[str, Tensor]:
+        """Parameters of the pipe; none where p = 0, which is the identity, at a fifth of the step's time."""
         config, p = self.config, self.players.augment.p
-        if config.augment.mode == "none" or p == 0:  # p = 0 is the identity, at a fifth of the step's time
-            return lambda pictures, _: pictures
+        if config.augment.mode == "none" or p == 0:
+            return {}
         size, colours = self.players.g.size, self.players.g.img_channels
         stream = self.stream(f"augment-{purpose}")
-        draws = augmentation.draw(stream, config.batch, p, *size, config.augment.pipe, colours)
-        return lambda pictures, part: augmentation.apply(pictures, augmentation.part(draws, part))
+        return augmentation.draw(stream, config.batch, p, *size, config.augment.pipe, colours)
 
 
 class Fakes:

@@ -1,10 +1,12 @@
 """Images per second of full training steps (D, R1 every 16, G, averages), against the steps as usually written.
 
-    python tests/bench/gan_step.py [--sizes 32 64 128] [--seconds 20] [--json FILE]
+    python tests/bench/gan_step.py [--sizes 32 64 128] [--seconds 40] [--json FILE]
 
 ours: compiled operators, demodulation as one matrix product. plain: the PyTorch twins and, per sample, the materialised
-modulated weights for demodulation. Both sides take turns in one process on the same networks (channel_base 4096,
-channel_max 128) with the bgcfnc pipe at p = 0.5. On a GPU the times are those of CUDA events.
+modulated weights for demodulation. Both take turns in one process on the same networks (channel_base 4096, channel_max
+128) with the bgcfnc pipe at p = 0.5. Rates are those of the fastest turn; the ratio is the median over turns of the
+two sides' seconds in it. Other work on the machine slows both; processor time (CPU s) sees less of it. Peak memory is
+that of a process which runs our side alone. On a GPU a third side launches the phases as CUDA graphs.
 """
 
 import argparse
@@ -13,10 +15,16 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it: other programs need the cores too
 
 import torch
+from gan_graphs import HeldBatch, Inputs, Phase
 from torch import Tensor
 
 from eeg_gan import config as configs
@@ -33,49 +41,63 @@ CYCLE = 16  # batches between two R1 steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each side at each size, at least two cycles")
+    parser.add_argument("--seconds", type=float, default=40.0, help="at each size, at least three turns")
     parser.add_argument("--batch", type=int, help="instead of 16, 8, 4 at 32, 64, 128 pixels")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path, help="rows of other sizes that it holds are kept")
+    parser.add_argument("--peak", action="store_true", help="prints the peak memory of our side in MB, and no more")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {device}, {words.threads} threads")
+    if words.peak:
+        print(peak_mb(words.sizes[0], words.batch or BATCHES.get(words.sizes[0], 8), device))
+        return
+    about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
+    about |= {"torch": torch.__version__, "threads": words.threads}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(f"operators: {'compiled' if library.has_kernel('bias_act', device.type) else library.why_not(device.type)}")
-    print("size | batch | ours images/s | plain images/s | ratio | s/kimg | convolutions | peak memory")
-    rows = [measured(size, words.batch or BATCHES.get(size, 8), words.seconds, device) for size in words.sizes]
-    if words.json:
-        about = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "device": str(device)}
-        with open(words.json, "w") as file:
-            json.dump({**about, "torch": torch.__version__, "threads": words.threads, "rows": rows}, file, indent=1)
+    print("size | batch | ours images/s | plain images/s | ratio | in CPU s | s/kimg | convolutions | peak memory")
+    for size in words.sizes:
+        row = measured(size, words.batch or BATCHES.get(size, 8), words.seconds, device)
+        row["peak_memory_mb"], row["of_which_before_the_networks_mb"] = peak_apart(words, size)
+        show(row)
+        if words.json:
+            add_row(words.json, about, row)
 
 
 def measured(size: int, batch: int, seconds: float, device: torch.device) -> dict:
     game = Game(size, batch, device)
     sides = {"ours": nullcontext, "plain": plain}
-    times = {name: [] for name in sides}
-    for side in sides.values():
-        with side():
-            game.cycle()
+    if device.type == "cuda":
+        sides["graphs"] = game.captured
+    turns = []
     start = time.perf_counter()
-    while time.perf_counter() - start < 2 * seconds or len(times["plain"]) < 2:
-        for name, side in sides.items():
-            with side():
-                times[name].append(game.cycle())
-    rate = {name: CYCLE * batch / statistics.median(own) for name, own in times.items()}
-    row = {
-        "size": size,
-        "batch": batch,
-        **rate,
-        "ratio": rate["ours"] / rate["plain"],
-        "convolution_share": game.share_of_convolutions(),
-        "peak_memory_mb": peak_mb(device),
-    }
-    speed = f"{rate['ours']:.1f} | {rate['plain']:.1f} | {row['ratio']:.2f} | {1000 / rate['ours']:.1f}"
-    share, memory = row["convolution_share"], row["peak_memory_mb"]
-    print(f"{size} | {batch} | {speed} | {share:.0%} | {memory:.0f} MB", flush=True)
-    return row
+    while time.perf_counter() - start < seconds or len(turns) < 4:
+        turns.append({name: game.turn(side) for name, side in sides.items()})
+    turns = turns[1:]  # the first one warms up
+    row = {"size": size, "batch": batch, "turns": len(turns)}
+    row |= {f"{name}_images_per_s": batch / min(turn[name][0] for turn in turns) for name in sides}
+    row["ratio"] = statistics.median(turn["plain"][0] / turn["ours"][0] for turn in turns)
+    if device.type == "cpu":
+        row["ratio_cpu_seconds"] = statistics.median(turn["plain"][1] / turn["ours"][1] for turn in turns)
+    return row | {"convolution_share": game.share_of_convolutions()}
+
+
+def show(row: dict) -> None:
+    rate = row["ours_images_per_s"]
+    print(
+        f"{row['size']} | {row['batch']} | {rate:.1f} | {row['plain_images_per_s']:.1f} | {row['ratio']:.2f} | "
+        f"{row.get('ratio_cpu_seconds', float('nan')):.2f} | {1000 / rate:.1f} | {row['convolution_share']:.0%} | "
+        f"{row['peak_memory_mb']:.0f} MB ({row['of_which_before_the_networks_mb']:.0f} before the networks)"
+        + (f" | graphs {1000 / row['graphs_images_per_s']:.2f} s/kimg" if "graphs_images_per_s" in row else ""),
+        flush=True,
+    )
+
+
+def add_row(path: Path, about: dict, row: dict) -> None:
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = sorted([r for r in before if r["size"] != row["size"]] + [row], key=lambda r: r["size"])
+    path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 class Game:
@@ -98,26 +120,51 @@ class Game:
         self.players = gan_steps.build(self.config, size, features, device)
         self.real = torch.rand(batch, 3, size, size, device=device) * 2 - 1
         self.device, self.images = device, 0
+        self.inputs, self.phases = Inputs(device), None
 
-    def cycle(self) -> float:
-        """Seconds of 16 batches, with R1 in the first."""
+    def turn(self, side) -> tuple[float, float]:
+        """Seconds, and seconds of processors, of one batch in the mean over a cycle, with R1 in one of 16."""
+        repeat = 1 if self.device.type == "cpu" else 8
+        with side():
+            without, with_r1 = self._timed(False, repeat), self._timed(True, repeat)
+        return tuple(((CYCLE - 1) * a + b) / CYCLE for a, b in zip(without, with_r1, strict=True))
+
+    def _timed(self, with_r1: bool, repeat: int) -> tuple[float, float]:
         self._wait()
-        start = time.perf_counter()
-        for number in range(CYCLE):
-            self.batch(number == 0)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(repeat):
+            self.batch(with_r1)
         self._wait()
-        return time.perf_counter() - start
+        return (time.perf_counter() - wall) / repeat, (time.process_time() - cpu) / repeat
 
     def batch(self, with_r1: bool) -> None:
-        batch = gan_steps.Batch(self.config, self.players, self.conditions, self.images)
+        parts = self.config, self.players, self.conditions, self.images
+        batch = gan_steps.Batch(*parts) if self.phases is None else HeldBatch(*parts, self.inputs)
+        run = self.phases or dict.fromkeys(("D", "R1", "G"), lambda step: step())
         trials = torch.arange(self.images, self.images + self.config.batch) % 512
-        c = batch.real_conditions(trials).to(self.device)
-        gan_steps.step_discriminator(batch, self.real, c)
+        c = self.inputs.hold("c", batch.real_conditions(trials))
+        run["D"](lambda: gan_steps.step_discriminator(batch, self.real, c))
         if with_r1:
-            gan_steps.step_r1(batch, self.real, c)
-        gan_steps.step_generator(batch)
+            run["R1"](lambda: gan_steps.step_r1(batch, self.real, c))
+        run["G"](lambda: gan_steps.step_generator(batch))
         gan_steps.update_averages(self.players, self.config, self.images)
         self.images += self.config.batch
+
+    @contextmanager
+    def captured(self):
+        """Phases as CUDA graphs, which are kept from turn to turn."""
+        if not hasattr(self, "graphs"):
+            self.graphs = {name: Phase() for name in ("D", "R1", "G")}
+        groups = [g for o in self.players.optimisers().values() for g in o.param_groups]
+        for group in groups:
+            group["capturable"] = True
+        self.phases = self.graphs
+        try:
+            yield
+        finally:
+            self.phases = None
+            for group in groups:
+                group["capturable"] = False
 
     def share_of_convolutions(self) -> float:
         """Of the operators' own time in one batch with R1."""
@@ -151,10 +198,23 @@ def materialised(weight: Tensor, style: Tensor) -> Tensor:
     return (own.square().sum(dim=(2, 3, 4)) + layers.EPS).rsqrt()
 
 
-def peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_apart(words: argparse.Namespace, size: int) -> list[float]:
+    """Peak memory of our side, and what was taken before the networks were there, by a process of its own."""
+    command = [sys.executable, __file__, "--peak", "--sizes", str(size), "--threads", str(words.threads)]
+    command += ["--batch", str(words.batch)] if words.batch else []
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak_mb(size: int, batch: int, device: torch.device) -> list[float]:
+    def so_far() -> float:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before, game = so_far(), Game(size, batch, device)
+    for with_r1 in (True, False):
+        game.batch(with_r1)
+    return [so_far(), before]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eeg_gan.config import UserError
 from eeg_gan.distributed import mean_over_ranks
-from eeg_gan.ops import bias_act, setup_filter, upfirdn2d, upsample2d
+from eeg_gan.ops import bias_act, conv3x3, setup_filter, upfirdn2d, upsample2d
 
 TAPS = (1, 3, 3, 1)
 EPS = 1e-8
@@ -28,7 +28,6 @@ class Precision:
     def at(self, level: int, levels: int, like: Tensor) -> torch.dtype:
         """The type of a level, 0 being the base size; `like` has the type of the others."""
         return self.half if self.half is not None and level >= levels - self.n_highest else like.dtype
-
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -85,7 +84,6 @@ class Conv2d(nn.Module):
         self.register_buffer("taps", setup_filter(TAPS) if up * down > 1 else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.weight.shape[2]
         linear = self.act == "linear"
         weight = (self.weight * (self.scale * self.gain if linear else self.scale)).to(x.dtype)
         if self.up > 1:
@@ -93,12 +91,17 @@ class Conv2d(nn.Module):
         elif self.down > 1:
             x = conv_down2d(x, weight, self.taps)
         else:
-            x = F.conv2d(x, weight, padding=kernel // 2)
+            x = conv_same2d(x, weight)
         if not linear:
             return bias_act(x, self.bias, act=self.act, gain=math.sqrt(2) * self.gain, clamp=self.clamp)
         if self.bias is None and self.clamp is None:
             return x
         return bias_act(x, None if self.bias is None else self.bias * self.gain, clamp=self.clamp)
+
+
+def conv_same2d(x: Tensor, weight: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C', H, W]."""
+    return conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight, padding=weight.shape[2] // 2)
 
 
 def conv_down2d(x: Tensor, weight: Tensor, taps: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ def modulated_conv2d(
         weight, style = below_one(weight, style)
     x = x * style.to(x.dtype)[:, :, None, None]
     own = weight.to(x.dtype)
-    y = F.conv2d(x, own, padding=own.shape[2] // 2) if taps is None else conv_up2d(x, own, taps)
+    y = conv_same2d(x, own) if taps is None else conv_up2d(x, own, taps)
     if not demodulate:
         return y if noise is None else y + noise
     factor = demodulation(weight, style).to(y.dtype)[:, :, None, None]
