@@ -19,6 +19,7 @@ HELPERS = {
     "audit_page",
     "gan_config",
     "gan_evaluation",
+    "adapting",
     "gan_presets",
     "generate_draw",
     "generate_sheets",

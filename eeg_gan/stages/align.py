@@ -20,10 +20,18 @@ from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, barrier, from_main, gather, generator_at, own_part, rank, seed_at
 from eeg_gan.losses.contrastive import ContrastiveConfig, LogitScale, clip_loss
 from eeg_gan.metrics.retrieval import ranks, top_k
-from eeg_gan.models.eeg import build_encoder
 from eeg_gan.models.heads import ProjectionHead
 from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower, tower_digest
-from eeg_gan.stages.loading import about_data, embed_images, encode_split, load_encoder, open_shards, unique_images
+from eeg_gan.stages.loading import (
+    about_data,
+    embed_images,
+    encode_split,
+    layers_of,
+    load_encoder,
+    new_encoder,
+    open_shards,
+    unique_images,
+)
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library, evaluating, over_all
 from eeg_gan.training.optim import OptimConfig
@@ -61,10 +69,17 @@ class Aligner(nn.Module):
         super().__init__()
         self.encoder, self.projection, self.scale, self.tower = encoder, projection, scale, tower
 
-    def forward(self, eeg: Tensor, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """eeg [B, C, T]; picture: uint8 images where the tower is trained, else its embeddings [B, E]."""
+    def forward(self, eeg: Tensor, picture: Tensor, subject: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """eeg [B, C, T]; picture: uint8 images where the tower is trained, else its embeddings [B, E].
+
+        subject [B] numbers the layers of an encoder that has one for each subject.
+        """
         embedding = picture if self.tower is None else self.tower(picture)
-        return self.encoder(eeg), self.projection(embedding), self.scale()
+        return (
+            self.encoder(eeg) if subject is None else self.encoder(eeg, subject),
+            self.projection(embedding),
+            self.scale(),
+        )
 
 
 def run(config: Config) -> None:
@@ -92,6 +107,7 @@ def run(config: Config) -> None:
         rt.start_log(images)
         rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)
+        layers = layers_of(model.encoder, shards, "train")
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
@@ -107,7 +123,9 @@ def run(config: Config) -> None:
                 )
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 shown = pictures["train"].numbers[torch.as_tensor(indices)].to(rt.device)
-                loss = step(rt, net, optimiser, eeg, pictures["train"].of(data).to(rt.device), shown, images)
+                subject = None if layers is None else layers[data["index"]].to(rt.device)
+                seen = pictures["train"].of(data).to(rt.device)
+                loss = step(rt, net, optimiser, (eeg, seen, subject), shown, images)
                 images += config.batch
                 bar.update(images, f"loss {loss:.3f}")
 
@@ -152,7 +170,7 @@ class Pictures:
 def build(config: Config, shards: Shards, stage1, tower: ImageTower) -> Aligner:
     encoder = stage1.module
     if config.from_scratch:
-        encoder = build_encoder(stage1.config, len(shards.card.ch_names), shards.n_times)
+        encoder = new_encoder(stage1.config, shards, stage1.state.get("subjects", ()))
     projection = ProjectionHead(tower.dim, stage1.config.dim)
     scale = LogitScale(config.loss.temperature, config.loss.learn_temperature)
     return Aligner(encoder.train(), projection, scale, None if config.tower.frozen else tower.requires_grad_(True))
@@ -164,11 +182,11 @@ def weights(model: Aligner) -> dict[str, nn.Module]:
     return named | ({"tower": model.tower} if model.tower is not None else {})
 
 
-def step(rt, net, optimiser, eeg: Tensor, picture: Tensor, shown: Tensor, images: int) -> float:
+def step(rt, net, optimiser, inputs: tuple[Tensor, Tensor, Tensor | None], shown: Tensor, images: int) -> float:
     """One optimiser step; the loss sees the global batch, `shown` [B] names the picture of each of its trials."""
     config: Config = rt.config
     optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
-    a, b, scale = net(eeg, picture)
+    a, b, scale = net(*inputs)
     loss = clip_loss(gather(a), gather(b), scale, shown if config.loss.same_image else None)
     optimiser.zero_grad()
     rt.accelerator.backward(loss)
@@ -207,6 +225,7 @@ def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict,
             "data": about_data(shards),
             "stage1": stage1.digest,
             "best": best,
+            **stage1.subjects,
         }
         checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
     barrier()

@@ -1,4 +1,4 @@
-"""Stage 1: an EEG encoder trained by triplet loss, or by cross-entropy for the paper's comparison.
+"""Stage 1: an EEG encoder by triplet loss, by supervised contrast, or by cross-entropy for the paper's comparison.
 
 Singh & Raman, WACV 2024, section 3.1. Selection is on the validation split alone.
 """
@@ -17,16 +17,18 @@ from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import Held, Stream, listed
 from eeg_gan.distributed import barrier, from_main, gather, generator_at, own_part, rank, seed_at
+from eeg_gan.losses.supervised import SupervisedContrastiveConfig, supervised_contrastive
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
-from eeg_gan.models.eeg import EncoderConfig, build_encoder
+from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, load_pretrained
 from eeg_gan.models.heads import ClassifierHead
-from eeg_gan.stages.loading import about_data, encode_split, open_shards
+from eeg_gan.stages.adapting import adapted, base_digest
+from eeg_gan.stages.loading import about_data, encode_split, layers_of, new_encoder, open_shards, subjects_of
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library
 from eeg_gan.training.optim import OptimConfig
 
-LOSS_UNIT = {"triplet": "1", "cross_entropy": "nats"}
+LOSS_UNIT = {"triplet": "1", "supervised_contrastive": "nats", "cross_entropy": "nats"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,14 @@ class Config:
     run_dir: str  # the run: its checkpoints, log and config; the same command again continues it
     loader: LoaderConfig  # where the shards are and how they are read
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    loss: Literal["triplet", "cross_entropy"] = "triplet"  # cross_entropy is the paper's supervised comparison
+    adapt: str | None = (
+        None  # run_dir of encode with encoder.subjects: only layers of new subjects learn, few trials do
+    )
+    loss: Literal["triplet", "supervised_contrastive", "cross_entropy"] = (
+        "triplet"  # cross_entropy is the paper's supervised comparison
+    )
     triplet: TripletConfig = field(default_factory=TripletConfig)
+    supervised_contrastive: SupervisedContrastiveConfig = field(default_factory=SupervisedContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     mix: float = 0.0  # blend each trial with up to this much of another of its class; raises what a class has in common
@@ -57,6 +65,8 @@ class Config:
             )
         if self.mix and self.loader.mode == "stream":
             raise ValueError("mix needs partners of the same class, which a stream cannot fetch; set mix=0")
+        if (self.encoder.subjects or self.adapt) and self.loader.mode == "stream":
+            raise ValueError("layers of subjects need trials that are known beforehand; set loader.mode=local")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -64,12 +74,14 @@ class Config:
 class Encoder(nn.Module):
     """The encoder and, for cross-entropy, its classifier."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module | None):
+    def __init__(self, encoder: nn.Module, head: nn.Module | None, config: EncoderConfig, base: tuple[str, ...] = ()):
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.config = encoder, head, config
+        self.base_subjects = base  # of the run that is adapted
 
-    def forward(self, eeg: Tensor) -> Tensor:
-        z = self.encoder(eeg)
+    def forward(self, eeg: Tensor, subject: Tensor | None = None) -> Tensor:
+        """eeg [B, C, T]; subject [B] numbers the layers, for encoders that have them."""
+        z = self.encoder(eeg) if subject is None else self.encoder(eeg, subject)
         return z if self.head is None else self.head(z)
 
 
@@ -78,7 +90,8 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"), streams=True)
-        rt.inputs([config.loader.index], shards=shards.digest)
+        base = {} if config.adapt is None else {"adapt": base_digest(config.adapt)}
+        rt.inputs([config.loader.index], shards=shards.digest, **base)
         rt.reads(("train", "val"))
         train, val = (reader(config, shards, split) for split in ("train", "val"))
         classes = min(config.classes_per_batch, count_classes(shards, train))
@@ -86,21 +99,24 @@ def run(config: Config) -> None:
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
         model = build(config, shards).to(rt.device)
-        optimiser = optim.build(model.parameters(), config.optim)
+        optimiser = optim.build([p for p in model.parameters() if p.requires_grad], config.optim)
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
+        if images == 0 and config.adapt is None:
+            load_pretrained(model.encoder, config.encoder)
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)
-        part = own_part(batch)
+        part, layers = own_part(batch), layers_of(model.encoder, shards, "train")
         batches = (streamed if config.loader.mode == "stream" else balanced)(config, shards, train, classes, images)
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                eeg, labels = (x.to(rt.device) for x in next(batches))
+                eeg, labels, indices = (x.to(rt.device) for x in next(batches))
                 eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
-                loss = step(rt, net, optimiser, eeg, labels, part, images)
+                subject = None if layers is None else layers[indices.cpu()].to(rt.device)
+                loss = step(rt, net, optimiser, eeg, subject, labels, part, images)
                 images += batch
                 bar.update(images, f"loss {loss:.3f}")
 
@@ -128,9 +144,12 @@ def run(config: Config) -> None:
 
 
 def build(config: Config, shards: Shards) -> Encoder:
-    encoder = build_encoder(config.encoder, len(shards.card.ch_names), shards.n_times)
+    if config.adapt is not None:
+        found = adapted(config.adapt, shards, config.encoder, config.loss == "cross_entropy")
+        return Encoder(found.encoder, found.head, found.config, found.base_subjects)
+    encoder = new_encoder(config.encoder, shards, subjects_of(shards, ("train",)) if config.encoder.subjects else ())
     head = ClassifierHead(config.encoder.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
-    return Encoder(encoder, head)
+    return Encoder(encoder, head, config.encoder)
 
 
 def reader(config: Config, shards: Shards, split: str) -> Reader | Held:
@@ -154,23 +173,27 @@ def count_classes(shards: Shards, train: Reader | Held) -> int:
 
 def balanced(
     config: Config, shards: Shards, train: Reader, classes: int, images: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """EEG [b, C, T] of this rank's part and labels [B] of the global batch, from `images` on."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """EEG [b, C, T] of this rank's part, labels [B] of the global batch, numbers [b] of the part's trials."""
     labels, batch = train.labels, classes * config.trials_per_class
     while True:
         indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
-        yield blended(train, indices, config, images, own_part(batch)), torch.as_tensor(labels[indices])
+        part = own_part(batch)
+        own = torch.as_tensor(indices[part])
+        yield blended(train, indices, config, images, part), torch.as_tensor(labels[indices]), own
         images += batch
 
 
-def streamed(config: Config, shards: Shards, train: Held, classes: int, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+def streamed(
+    config: Config, shards: Shards, train: Held, classes: int, images: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The same of streamed shards, in the order in which they come; it goes on at the start of an epoch."""
     loader, part = config.loader, own_part(classes * config.trials_per_class)
     epoch = images // shards.n("train")
     found = listed(shards, "train", loader.stream)
     stream = Stream(found, shards.form, part.stop - part.start, config.seed, loader.stream, epoch, loader.workers)
     for batch in stream.batches():
-        yield batch["eeg"], gather(batch["label"])
+        yield batch["eeg"], gather(batch["label"]), torch.arange(0)  # streamed trials have no number
 
 
 def blended(train: Reader, indices: np.ndarray, config: Config, images: int, part: slice) -> Tensor:
@@ -191,13 +214,17 @@ def weights(model: Encoder) -> dict[str, nn.Module]:
     return {"encoder": model.encoder} | ({"head": model.head} if model.head is not None else {})
 
 
-def step(rt: runtime.Runtime, net, optimiser, eeg: Tensor, labels: Tensor, part: slice, images: int) -> float:
-    """One optimiser step on this rank's part of the global batch; triplets and `labels` [B] span all of it."""
+def step(
+    rt: runtime.Runtime, net, optimiser, eeg: Tensor, subject: Tensor | None, labels: Tensor, part: slice, images: int
+) -> float:
+    """One optimiser step on this rank's part of the global batch; pairs and `labels` [B] span all of it."""
     config: Config = rt.config
     optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
-    output = net(eeg)
+    output = net(eeg, subject)
     if config.loss == "cross_entropy":
         loss = cross_entropy(output, labels[part])
+    elif config.loss == "supervised_contrastive":
+        loss = supervised_contrastive(gather(output), labels, config.supervised_contrastive)
     else:
         loss = triplet(gather(output), labels, config.triplet)
     optimiser.zero_grad()
@@ -225,6 +252,8 @@ def save(
     rt: runtime.Runtime, config: Config, model: Encoder, optimiser, images: int, best: dict, shards: Shards
 ) -> None:
     if rt.main:
-        state = {"encoder": to_dict(config.encoder), "data": about_data(shards), "best": best}
+        state = {"encoder": to_dict(model.config), "data": about_data(shards), "best": best}
+        if isinstance(model.encoder, SubjectEncoder):
+            state |= {"subjects": list(model.encoder.names), "base_subjects": list(model.base_subjects)}
         checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
     barrier()

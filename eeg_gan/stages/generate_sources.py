@@ -17,11 +17,13 @@ from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import Reader
 from eeg_gan.distributed import generator_at
+from eeg_gan.models.eeg import SubjectEncoder
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import (
     LoadedEncoder,
     embed_images,
+    encode_split,
     keys_of,
     load_encoder,
     load_features,
@@ -123,9 +125,7 @@ def from_eeg(config: Any, generator: Generator, state: dict, device: torch.devic
     keys = shards.keys(config.split)
 
     def conditions(picked: list[int]) -> Tensor:
-        with evaluating(encoder.module.to(device)) as net:
-            fetch = lambda i: reader.batch([picked[k] for k in i])  # noqa: E731
-            return over_all(lambda b: net(b["eeg"].to(device)), fetch, len(picked), 256)
+        return encode_split(encoder.module.to(device), reader, device, trials=picked)
 
     return Source(keys, conditions, [config.loader.index], {"features": encoder.digest}, (config.split,))
 
@@ -134,6 +134,8 @@ def from_trial(config: Any, generator: Generator, state: dict, device: torch.dev
     """One .npy of [electrodes, samples] as shards hold it: filtered, cut and scaled."""
     encoder = _encoder(config, state)
     eeg = _read_trial(Path(config.trial), encoder.state["data"], config.encoder)
+    if isinstance(encoder.module, SubjectEncoder):
+        encoder.module.numbers([""])  # says that the mean layer serves
 
     def conditions(picked: list[int]) -> Tensor:
         with evaluating(encoder.module.to(device)) as net, torch.no_grad():

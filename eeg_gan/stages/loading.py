@@ -1,6 +1,7 @@
 """What stages read of one another's folders: stages meet through files, and this is where the files are opened."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from eeg_gan.data import features
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
-from eeg_gan.models.eeg import EncoderConfig, build_encoder
+from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, build_encoder
 from eeg_gan.models.heads import ProjectionHead
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower
@@ -51,6 +52,11 @@ class LoadedEncoder:
     digest: str
     state: dict  # the checkpoint's own description
 
+    @property
+    def subjects(self) -> dict:
+        """What a checkpoint must say of subjects who have a layer; nothing where there are none."""
+        return {key: self.state[key] for key in ("subjects", "base_subjects") if key in self.state}
+
 
 def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEncoder:
     """The chosen encoder of an encode or align run; refuses data of another shape or split."""
@@ -59,20 +65,53 @@ def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEnc
         raise UserError(f"{run_dir} holds no EEG encoder; give the run_dir of encode or align")
     about, config = found.state["data"], from_dict(EncoderConfig, found.state["encoder"], str(found.path))
     if shards is not None:
-        _same_data(about, about_data(shards), run_dir)
-    module = build_encoder(config, about["n_chans"], about["n_times"])
+        same_data(about, about_data(shards), run_dir)
+        _none_of_the_base(found.state, shards, run_dir)
+    names = about["ch_names"], about["sfreq"], found.state.get("subjects", ())
+    module = build_encoder(config, about["n_chans"], about["n_times"], *names)
     checkpoint.restore(module, found.tensors["encoder"], found.path)
     return LoadedEncoder(module, config, checkpoint.tensors_digest(found.tensors["encoder"]), found.state)
 
 
-def _same_data(trained: dict, given: dict, run_dir: str | Path) -> None:
+def new_encoder(config: EncoderConfig, shards: Shards, subjects: Sequence[str] = ()) -> nn.Module:
+    """A new encoder for the shards' windows; `subjects` have a layer each where config asks for it."""
+    size = len(shards.card.ch_names), shards.n_times
+    return build_encoder(config, *size, shards.card.ch_names, shards.preprocessing["sfreq"], subjects)
+
+
+def subjects_of(shards: Shards, splits: Sequence[str]) -> tuple[str, ...]:
+    """The sorted names of all who have a trial in these splits; a trial without one counts as ""."""
+    return tuple(sorted({meta["subject"] or "" for split in splits for meta in shards.metas(split)}))
+
+
+def layers_of(encoder: nn.Module, shards: Shards, split: str) -> Tensor | None:
+    """For each trial of a split the number of its subject's layer [N]; None where the encoder has no such layers."""
+    if not isinstance(encoder, SubjectEncoder):
+        return None
+    names = subjects_of(shards, (split,))
+    number = dict(zip(names, encoder.numbers(names).tolist(), strict=True))
+    return torch.tensor([number[meta["subject"] or ""] for meta in shards.metas(split)])
+
+
+def _none_of_the_base(state: dict, shards: Shards, run_dir: str | Path) -> None:
+    """An adapted encoder has seen its first subjects under another split, so none of their trials can be judged."""
+    seen = sorted(set(state.get("base_subjects", ())) & set(subjects_of(shards, shards.opened)))
+    if seen:
+        raise UserError(
+            f"{run_dir} was adapted from an encoder that was trained on {', '.join(seen[:5])} under another split, so "
+            "their trials may have been trained on; use the run that it was adapted from, or leave these people out"
+        )
+
+
+def same_data(trained: dict, given: dict, run_dir: str | Path, other_split: bool = False) -> None:
+    """Refuses data of another shape, rate, preprocessing or, but for `other_split`, division than an encoder's own."""
     for key, cure in (
         ("ch_names", "the electrodes must be the same, in the same order"),
         ("n_times", "windows must have the same length"),
         ("sfreq", "the rate must be the same"),
         ("split_digest", "trained on another split, so its test trials may have been seen; train again on this one"),
     ):
-        if trained[key] != given[key]:
+        if trained[key] != given[key] and not (other_split and key == "split_digest"):
             raise UserError(f"{run_dir} was trained with {key} {trained[key]}, but the data have {given[key]}: {cure}")
     configs = (about["preprocessing"].get("config", {}) for about in (trained, given))
     changed = differences(*configs)
@@ -158,10 +197,19 @@ def load_image2eeg(run_dir: str | Path) -> tuple[ImageToEEG, TowerConfig, dict]:
     return regressor.eval(), from_dict(TowerConfig, state["tower"], str(found.path)), state
 
 
-def encode_split(encoder: nn.Module, reader: Reader, device: torch.device, batch: int = 256) -> Tensor:
-    """Unit features [N, D] of every trial of a split, without dropout."""
+def encode_split(
+    encoder: nn.Module, reader: Reader, device: torch.device, batch: int = 256, trials: Sequence[int] | None = None
+) -> Tensor:
+    """Unit features [N, D] of every trial of a split, or of `trials` of it, without dropout."""
+    trials = range(reader.n) if trials is None else trials
+    layers = layers_of(encoder, reader.shards, reader.split) if isinstance(encoder, SubjectEncoder) else None
+
+    def forward(b: dict) -> Tensor:
+        eeg = b["eeg"].to(device)
+        return net(eeg) if layers is None else net(eeg, layers[b["index"]].to(device))
+
     with evaluating(encoder) as net:
-        return over_all(lambda b: net(b["eeg"].to(device)), lambda i: reader.batch(i), reader.n, batch)
+        return over_all(forward, lambda i: reader.batch([trials[k] for k in i]), len(trials), batch)
 
 
 def keys_of(known: Features, split: str) -> list[str]:

@@ -16,7 +16,8 @@ from eeg_gan.data.loader import Reader, shuffled_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, average_gradients, gather, generator_at, own_part
 from eeg_gan.losses.contrastive import clip_loss
-from eeg_gan.losses.triplet import semi_hard_triplet
+from eeg_gan.losses.supervised import SupervisedContrastiveConfig, supervised_contrastive
+from eeg_gan.losses.triplet import cross_entropy, mined_triplet, semi_hard_triplet
 from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import over_all
 from eeg_gan.training.log import read_stats
@@ -40,21 +41,35 @@ def network():
     return torch.nn.Linear(6, 4)
 
 
+LOSSES = {
+    "clip": lambda z, labels, part: clip_loss(gather(z), gather(z).roll(1, 0), 5.0),
+    "semi_hard": lambda z, labels, part: semi_hard_triplet(gather(z), labels),
+    "mined": lambda z, labels, part: mined_triplet(gather(z), labels, margin=0.5),
+    "supervised_contrastive": lambda z, labels, part: supervised_contrastive(
+        gather(z), labels, SupervisedContrastiveConfig()
+    ),
+    "cross_entropy": lambda z, labels, part: cross_entropy(z, labels[part]),
+}
+
+
 def gradients(x, labels):
-    """Gradient of a contrastive and a triplet loss that see the global batch, averaged over ranks."""
-    net, part = network(), own_part(len(x))
-    z = gather(torch.nn.functional.normalize(net(x[part]), dim=1))
-    loss = clip_loss(z, z.roll(1, 0), 5.0) + semi_hard_triplet(z, labels)
-    loss.backward()
-    average_gradients(net.parameters())
-    return [p.grad for p in net.parameters()]
+    """Of each loss, which sees the global batch of half as many trials per rank, averaged over ranks."""
+    found, part = {}, own_part(len(x))
+    for name, loss in LOSSES.items():
+        net = network()
+        loss(torch.nn.functional.normalize(net(x[part]), dim=1), labels, part).backward()
+        average_gradients(net.parameters())
+        found[name] = [p.grad for p in net.parameters()]
+    return found
 
 
 def test_losses_over_the_global_batch_give_the_gradient_of_one_process(tmp_path):
-    x, labels = torch.randn(8, 6), torch.tensor([0, 1] * 4)
+    x, labels = torch.randn(16, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 2] * 4)
     whole = gradients(x, labels)
+    assert all(any(p.abs().sum() > 0 for p in own) for own in whole.values())
     for half in on_two_ranks(gradients, tmp_path, x, labels):
-        torch.testing.assert_close(half, whole)
+        for name in LOSSES:
+            torch.testing.assert_close(half[name], whole[name], msg=lambda said, n=name: f"{n}: {said}")
 
 
 def seen(index):

@@ -1,3 +1,6 @@
+import re
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +18,7 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("n_chans, n_times", [(1, 16), (8, 64), (14, 32), (2, 250), (63, 100)])
+@pytest.mark.parametrize("n_chans, n_times", [(1, 16), (1, 257), (3, 17), (8, 64), (14, 32), (2, 250), (63, 100)])
 def test_encoder_gives_unit_vectors_that_depend_on_each_sample_alone(name, n_chans, n_times):
     torch.manual_seed(0)
     config = EncoderConfig(name=name, dim=16, widths=(8, 8, 8, 8))
@@ -102,6 +105,50 @@ def test_config_refuses_what_cannot_be_built():
     with pytest.raises(ValueError, match="16 samples or more"):
         build_encoder(EncoderConfig(name="tsconv"), 4, 8)
     assert from_dict(EncoderConfig, {"widths": [8, 16]}, "here").widths == (8, 16)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_an_encoder_says_of_itself_names_its_source(name):
+    said = (sys.modules[ENCODERS[name].__module__].__doc__ + ENCODERS[name].__doc__).replace("\n", " ")
+    assert re.search(r"(19|20)\d\d", said), "a paper has a year"
+
+
+def test_eegnet_has_the_size_of_its_paper_and_bounded_weights():
+    """EEGNet-8,2 at 64 electrodes and 128 samples, without norms and classifier: table 2 of Lawhern et al."""
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="eegnet", dim=4), 64, 128)
+    weights = {name: p.numel() for name, p in encoder.named_parameters() if "norm" not in name and "linear" not in name}
+    assert sum(weights.values()) == 64 * 8 + 64 * 8 * 2 + 16 * 16 + 16 * 16
+    assert encoder.linear.in_features == 16 * (128 // 32)
+    x, before = torch.randn(2, 64, 128), None
+    for scale in (1e3, 1e4):  # past their bound, weights have a direction only
+        with torch.no_grad():
+            encoder.spatial.weight *= scale
+        before, z = encoder.eval()(x), before
+    torch.testing.assert_close(before, z, rtol=1e-3, atol=1e-4)
+
+
+def test_linear_is_one_map_of_the_standardised_trial():
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="linear", dim=8), 4, 32)
+    x = torch.randn(3, 4, 32)
+    assert parameters(encoder) == 4 * 32 * 8
+    torch.testing.assert_close(encoder(5 * x + 2), encoder(x), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(encoder(-x), -encoder(x))
+
+
+def test_atm_lets_electrodes_attend_to_one_another_and_knows_them_apart():
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="atm", dim=8), 4, 300).eval()
+    assert (
+        encoder.embed.out_features == 256 and build_encoder(EncoderConfig(name="atm"), 4, 30).embed.out_features == 32
+    )
+    x = torch.randn(2, 4, 300)
+    tokens = encoder.attention(encoder.embed(x) + encoder.electrode)
+    x[:, 3] += 1
+    moved = encoder.attention(encoder.embed(x) + encoder.electrode) - tokens
+    assert (moved.abs().amax(2) > 1e-6).all(), "every electrode's token sees the one that changed"
+    assert (encoder(x) - encoder(x.flip(1))).abs().max() > 1e-3
 
 
 def test_heads_shapes():

@@ -23,6 +23,8 @@ ONE = np.ones((1, 4))
         (lambda: statistics.bootstrap_mean([]), "is empty"),
         (lambda: build_encoder(EncoderConfig("erp"), 4, 15), "16 samples or more"),
         (lambda: build_encoder(EncoderConfig("tsconv"), 4, 15), "16 samples or more"),
+        (lambda: build_encoder(EncoderConfig("eegnet"), 4, 15), "16 samples or more"),
+        (lambda: build_encoder(EncoderConfig("atm"), 4, 15), "16 samples or more"),
         (lambda: build_encoder(EncoderConfig("cnn", keep_time=False), 14, 16), "keep_time=true"),
         (lambda: sizes_up_to(36), "such an image_size"),
         (lambda: minibatch_deviation(torch.zeros(6, 1, 4, 4), 4), "mbstd_group"),

@@ -1,9 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import MultiSimilarityMiner
+from pytorch_metric_learning.reducers import MeanReducer
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eeg_gan.losses import triplet as module
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, mined_triplet, semi_hard_triplet, triplet
@@ -28,6 +31,35 @@ def published_loss(z, labels):
     return TripletMarginLoss(margin=0.05)(z, labels, pairs)
 
 
+def library_semi_hard(z, labels, margin=1.0):
+    """The library's squared distances and triplet loss, on one of all its triplets for each ordered positive pair."""
+    distance = LpDistance(normalize_embeddings=True, p=2, power=2)
+    a, p, n = get_all_triplets_indices(labels)
+    d = distance(z.detach().double())
+    pair, d_ap, d_an = a * len(z) + p, d[a, p], d[a, n]
+    further = torch.where(d_an > d_ap, d_an, torch.inf)  # the nearest that is further than p
+    best = torch.full((len(z) ** 2,), torch.inf, dtype=d.dtype).scatter_reduce(0, pair, further, "amin")
+    most = torch.full((len(z) ** 2,), -torch.inf, dtype=d.dtype).scatter_reduce(0, pair, d_an, "amax")
+    wanted = torch.where(best[pair] < torch.inf, best[pair], most[pair])
+    kept = d_an == wanted
+    loss = TripletMarginLoss(margin, distance=distance, reducer=MeanReducer())
+    return loss(z, labels, (a[kept], p[kept], n[kept]))
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.numel = max(self.numel, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
+
+
 def slow_semi_hard(z, labels, margin=1.0):
     z = F.normalize(z, dim=1)
     d = (z[:, None] - z[None]).square().sum(2)
@@ -41,7 +73,9 @@ def slow_semi_hard(z, labels, margin=1.0):
     return torch.stack(terms).sum() / len(terms)
 
 
-@pytest.mark.parametrize("n, classes, spread", [(8, 2, 1.0), (32, 4, 0.3), (64, 10, 1.0), (64, 40, 3.0), (48, 3, 0.05)])
+@pytest.mark.parametrize(
+    "n, classes, spread", [(8, 2, 1.0), (32, 4, 0.3), (64, 10, 1.0), (64, 40, 3.0), (48, 3, 0.05), (256, 40, 0.5)]
+)
 def test_mined_triplet_is_the_published_loss(n, classes, spread):
     z, labels = batch(n, classes, seed=n + classes, spread=spread)
     ours, theirs = value_and_gradient(mined_triplet, z, labels), value_and_gradient(published_loss, z, labels)
@@ -55,6 +89,24 @@ def test_semi_hard_triplet_is_its_definition(n, classes, spread):
     ours, slow = value_and_gradient(semi_hard_triplet, z, labels), value_and_gradient(slow_semi_hard, z, labels)
     torch.testing.assert_close(ours[0], slow[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[1], slow[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n, classes, spread", [(24, 4, 0.3), (128, 10, 1.0), (256, 40, 2.0)])
+def test_semi_hard_triplet_is_that_of_the_library_on_its_triplets(n, classes, spread):
+    z, labels = batch(n, classes, seed=n, spread=spread)
+    ours, theirs = value_and_gradient(semi_hard_triplet, z, labels), value_and_gradient(library_semi_hard, z, labels)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [mined_triplet, semi_hard_triplet])
+def test_no_tensor_outgrows_a_chunk_of_anchors_by_the_batch(loss, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 64)
+    z, labels = batch(256, 16, seed=2)
+    z.requires_grad_(True)
+    with Largest() as seen:
+        loss(z, labels).backward()
+    assert 64 * 256 <= seen.numel <= 64 * 256 + 256
 
 
 @pytest.mark.parametrize("loss", [mined_triplet, semi_hard_triplet])

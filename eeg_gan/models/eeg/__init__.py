@@ -1,38 +1,58 @@
-"""Encoders of EEG: each maps x [B, C, T] to unit vectors [B, dim]."""
+"""Encoders of EEG: each maps x [B, C, T] to unit vectors [B, dim], for any C >= 1 and T >= 16."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
+from eeg_gan.config import UserError
+from eeg_gan.models.eeg.atm import ATMEncoder
 from eeg_gan.models.eeg.cnn import CNNEncoder
+from eeg_gan.models.eeg.eegnet import EEGNetEncoder
 from eeg_gan.models.eeg.erp import ERPEncoder
+from eeg_gan.models.eeg.linear import LinearEncoder
 from eeg_gan.models.eeg.lstm import LSTMEncoder
+from eeg_gan.models.eeg.subjects import SubjectEncoder
 from eeg_gan.models.eeg.tsconv import TSConvEncoder
+from eeg_gan.models.eeg.zoo import ZooConfig, ZooEncoder, load_weights
 
-ENCODERS = {"lstm": LSTMEncoder, "cnn": CNNEncoder, "tsconv": TSConvEncoder, "erp": ERPEncoder}
+ENCODERS = {
+    "lstm": LSTMEncoder,
+    "cnn": CNNEncoder,
+    "eegnet": EEGNetEncoder,
+    "tsconv": TSConvEncoder,
+    "atm": ATMEncoder,
+    "erp": ERPEncoder,
+    "linear": LinearEncoder,
+}
 OPTIONS = {
     "lstm": ("hidden", "layers"),
     "cnn": ("widths", "dropout", "keep_time"),
+    "eegnet": ("dropout",),
     "tsconv": ("filters", "dropout"),
+    "atm": ("filters", "dropout"),
     "erp": ("filters", "dropout"),
+    "linear": (),
 }
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    name: Literal["lstm", "cnn", "tsconv", "erp"] = (
-        "lstm"  # lstm and cnn are the paper's, tsconv is NICE's, erp is ours
+    name: Literal["lstm", "cnn", "eegnet", "tsconv", "atm", "erp", "linear", "zoo"] = (
+        "lstm"  # lstm and cnn are the paper's, tsconv is NICE's, erp is ours, zoo is any network of braindecode
     )
     dim: int = 128  # length of the feature vector
     hidden: int = 128  # lstm: units of each layer
     layers: int = 4  # lstm: stacked layers
     widths: tuple[int, ...] = (128, 256, 512, 1024)  # cnn: channels of each block
-    filters: int = 40  # tsconv, erp: spatial and temporal filters
+    filters: int = 40  # tsconv, atm, erp: spatial and temporal filters
     dropout: float | None = (
-        None  # cnn, tsconv, erp; null is the encoder's own (0.05, 0.5, 0.2); 0 makes 1 and N processes equal
+        None  # all but lstm and linear; null is the encoder's own (cnn 0.05, erp 0.2, else 0.5); 0: 1 and N ranks equal
     )
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
+    subjects: bool = False  # before any encoder: each subject of the training split has a layer over electrodes
+    zoo: ZooConfig = field(default_factory=ZooConfig)
 
     def __post_init__(self):
         for key in ("dim", "hidden", "layers", "filters"):
@@ -42,9 +62,36 @@ class EncoderConfig:
             raise ValueError(f"widths lists the channels of one block or more, each 1 or more; got {list(self.widths)}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability, so it must lie in [0, 1); got {self.dropout}")
+        if (self.name == "zoo") != (self.zoo.model is not None):
+            raise ValueError(
+                "name=zoo and zoo.model=NAME belong together: a network of braindecode, such as EEGConformer"
+            )
 
 
-def build_encoder(config: EncoderConfig, n_chans: int, n_times: int) -> nn.Module:
-    """The encoder that `config` names for windows of n_chans electrodes and n_times samples, in training mode."""
-    options = {key: getattr(config, key) for key in OPTIONS[config.name] if getattr(config, key) is not None}
-    return ENCODERS[config.name](n_chans, n_times, config.dim, **options)
+def build_encoder(
+    config: EncoderConfig,
+    n_chans: int,
+    n_times: int,
+    ch_names: Sequence[str] = (),
+    sfreq: float | None = None,
+    subjects: Sequence[str] = (),
+) -> nn.Module:
+    """The encoder that `config` names for windows of n_chans electrodes and n_times samples, in training mode.
+
+    zoo needs the electrodes' names and the rate in Hz; `subjects` are those who have a layer, where config asks for it.
+    """
+    if config.name == "zoo":
+        if len(ch_names) != n_chans or sfreq is None:
+            raise UserError("encoder.name=zoo needs the names of the electrodes and the rate of the data")
+        encoder: nn.Module = ZooEncoder(n_times, config.dim, config.zoo, ch_names, sfreq)
+    else:
+        options = {key: getattr(config, key) for key in OPTIONS[config.name] if getattr(config, key) is not None}
+        encoder = ENCODERS[config.name](n_chans, n_times, config.dim, **options)
+    return SubjectEncoder(encoder, n_chans, subjects) if config.subjects else encoder
+
+
+def load_pretrained(encoder: nn.Module, config: EncoderConfig) -> None:
+    """Published weights into a new encoder, where the config names a file of them."""
+    if config.zoo.weights is not None:
+        inner = encoder.encoder if isinstance(encoder, SubjectEncoder) else encoder
+        load_weights(inner.network, config.zoo.weights)

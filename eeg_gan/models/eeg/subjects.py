@@ -1,0 +1,70 @@
+"""A layer of each subject's own in front of a shared encoder: people differ in heads and caps more than in responses.
+
+The subject layer of Defossez et al., "Decoding speech perception from non-invasive brain recordings" (Nature Machine
+Intelligence 2023), kept near the identity; MindEye2 and ENIGMA adapt to a new person by such a layer alone.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError
+
+UNKNOWN = -1  # the number of a subject without a layer
+log = logging.getLogger("eeg_gan")
+
+
+class SubjectEncoder(nn.Module):
+    """x [B, C, T] of subjects [B] -> encoder(x + M_s x), M_s [C, C] of subject s, zero at the start.
+
+    Subject -1, or no subject, has the mean of the layers. As weights are the difference from the identity, weight
+    decay pulls each subject towards having no layer.
+    """
+
+    def __init__(self, encoder: nn.Module, n_chans: int, names: Sequence[str]):
+        super().__init__()
+        if not names or not all(names):
+            raise UserError(
+                "encoder.subjects gives each subject a layer, but there are trials without one; "
+                "write the subject into the data, or set encoder.subjects=false"
+            )
+        self.encoder, self.names, self.frozen = encoder, tuple(names), False
+        self._told: set[str] = set()
+        self.mixing = nn.ParameterList(torch.zeros(n_chans, n_chans) for _ in names)
+
+    # B batch, C electrode, T time sample, S subject
+    def forward(self, x_BCT: Tensor, subject: Tensor | None = None) -> Tensor:
+        m_SCC = torch.stack(list(self.mixing))
+        m_SCC = torch.cat([m_SCC, m_SCC.mean(0, keepdim=True)])  # the last one, -1, is the mean
+        if subject is None:
+            subject = torch.full((len(x_BCT),), UNKNOWN, device=x_BCT.device)
+        return self.encoder(torch.baddbmm(x_BCT, m_SCC[subject], x_BCT))
+
+    def numbers(self, names: Sequence[str]) -> Tensor:
+        """The number of the layer of each named subject; -1 where there is none, which is said once."""
+        unknown = sorted(name or "(no subject)" for name in set(names) - set(self.names) - self._told)
+        self._told |= set(names)
+        if unknown:
+            log.warning(
+                "no layer was trained for %s: the mean layer of %d subjects serves (encode with adapt= trains one)",
+                ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+                len(self.names),
+            )
+        places = {name: place for place, name in enumerate(self.names)}
+        return torch.tensor([places.get(name, UNKNOWN) for name in names])
+
+    def freeze_all_but(self, names: Sequence[str]) -> None:
+        """Nothing but the layers of `names` learns; what is frozen stays in evaluation mode."""
+        self.requires_grad_(False)
+        for name, layer in zip(self.names, self.mixing, strict=True):
+            layer.requires_grad_(name in names)
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SubjectEncoder":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self

@@ -1,0 +1,118 @@
+"""encode with a layer for each subject, through every stage that reads an encoder; and a new subject by few trials."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import commands, debug
+
+from eeg_gan import cli
+from eeg_gan.training import checkpoint
+
+SUBJECTS = ["encoder.subjects=true", "encoder.dropout=0"]
+
+
+@pytest.fixture(scope="module")
+def base(runs, tmp_path_factory):
+    """An encoder with layers of the three people of the debug data, S1 to S3."""
+    folder = tmp_path_factory.mktemp("base") / "encode"
+    words = commands(runs)["encode"] + SUBJECTS
+    assert cli.main(["encode", debug("encode"), *words, f"run_dir={folder}", "optim.lr=1e-2"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory):
+    """Shards of two other people, who look at the same kind of pictures."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    words = ["source.simulated.subjects=5", f"run_dir={folder}/five"]
+    assert cli.main(["prepare", debug("prepare"), *words]) == 0
+    return keep_subjects(folder, ("S4", "S5"))
+
+
+def keep_subjects(folder, names):
+    from eeg_gan.data.shards import Shards, write_shards
+
+    shards = Shards(folder / "five" / "index.json", ("train", "val", "test"))
+    kept = {
+        split: [shards.read(split, i) for i, meta in enumerate(shards.metas(split)) if meta["subject"] in names]
+        for split in shards.opened
+    }
+    policy = {**shards.split_policy, "digest": "another"}
+    write_shards(folder / "two", kept, 64, shards.card, shards.preprocessing, policy)
+    return folder / "two" / "index.json"
+
+
+def encode(index, run_dir, *words):
+    return cli.main(["encode", debug("encode"), f"loader.index={index}", f"run_dir={run_dir}", *words])
+
+
+def test_layers_are_trained_saved_and_read_by_later_stages(runs, base, tmp_path):
+    found = checkpoint.chosen(base)
+    assert found.state["subjects"] == subjects(runs / "prepare" / "index.json")
+    layers = [found.tensors["encoder"][f"mixing.{i}"] for i in range(len(found.state["subjects"]))]
+    assert all(0 < layer.abs().max() < 1 for layer in layers), "near the identity"
+    words = {**commands(runs), "base": [f"encoder={base}"]}
+    index = words["embed"][0]
+    assert cli.main(["align", debug("align"), index, f"encoder={base}", f"run_dir={tmp_path}/align"]) == 0
+    moved = checkpoint.chosen(tmp_path / "align")
+    assert moved.state["subjects"] == found.state["subjects"]
+    assert not torch.equal(moved.tensors["encoder"]["mixing.0"], layers[0])
+    assert cli.main(["embed", debug("embed"), index, f"encoder={tmp_path}/align", f"run_dir={tmp_path}/embed"]) == 0
+
+
+def subjects(index):
+    from eeg_gan.data.shards import Shards
+    from eeg_gan.stages.loading import subjects_of
+
+    return list(subjects_of(Shards(index), ("train",)))
+
+
+def test_a_new_subject_is_learnt_by_its_layer_alone_and_resumes(base, newcomer, tmp_path, capsys):
+    words = [f"adapt={base}", "optim.lr=1e-2", *SUBJECTS]
+    assert encode(newcomer, tmp_path / "a", *words, "stop_after=64") == 75
+    assert encode(newcomer, tmp_path / "a", *words) == 0
+    assert encode(newcomer, tmp_path / "b", *words) == 0
+    old, new, unbroken = (checkpoint.newest(path).tensors["encoder"] for path in (base, tmp_path / "a", tmp_path / "b"))
+    old = checkpoint.chosen(base).tensors["encoder"]
+    first = len(checkpoint.chosen(base).state["subjects"])
+    added = {f"mixing.{first}", f"mixing.{first + 1}"}
+    assert new.keys() - old.keys() == added
+    mean = torch.stack([old[f"mixing.{i}"] for i in range(first)]).mean(0)
+    assert all(torch.equal(new[name], old[name]) for name in old), "everything else is frozen"
+    assert all(not torch.equal(new[name], mean) for name in added)
+    assert all(torch.equal(new[name], unbroken[name]) for name in new)
+    embed = ["embed", debug("embed"), f"loader.index={newcomer}", f"encoder={tmp_path}/a", f"run_dir={tmp_path}/e"]
+    assert cli.main(embed) == 0
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert len(record["inputs"]["adapt"]) == 64
+
+
+def test_what_cannot_be_adapted_is_refused(runs, base, newcomer, tmp_path, capsys):
+    known = runs / "prepare" / "index.json"
+    cases = {
+        "already taught": (known, [f"adapt={base}"]),
+        "holds no layers of subjects": (newcomer, [f"adapt={runs}/encode"]),
+        "encoder.*filters: 8 -> 3": (newcomer, [f"adapt={base}", *SUBJECTS, "encoder.filters=3"]),
+        "has no classifier": (newcomer, [f"adapt={base}", "loss=cross_entropy"]),
+        "loader.mode=local": (newcomer, [f"adapt={base}", "loader.mode=stream"]),
+    }
+    for number, (said, (index, words)) in enumerate(cases.items()):
+        assert encode(index, tmp_path / str(number), *SUBJECTS, *words) == 2
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_people_of_the_first_encoder_are_not_judged_by_the_adapted_one(base, newcomer, tmp_path, capsys):
+    words = [f"adapt={base}", *SUBJECTS, "total_images=16", "evaluate_every=16", "checkpoint_every=16"]
+    assert encode(newcomer, tmp_path / "a", *words) == 0
+    five = newcomer.parents[1] / "five" / "index.json"
+    state = next((tmp_path / "a").glob("checkpoint-*")) / "state.json"
+    held = json.loads(state.read_text())
+    held["data"]["split_digest"] = json.loads(five.read_text())["split_policy"]["digest"]
+    state.write_text(json.dumps(held))
+    assert (
+        cli.main(["embed", debug("embed"), f"loader.index={five}", f"encoder={tmp_path}/a", f"run_dir={tmp_path}/e"])
+        == 2
+    )
+    assert "their trials may have been trained on" in capsys.readouterr().err
