@@ -26,6 +26,7 @@ from eeg_gan.training.preempt import Flag, Stopped, watch
 
 # Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched.
 MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
+MAY_CHANGE += ("keep_checkpoints",)
 MAY_CHANGE += ("workers", "loader.stream.url", "loader.stream.retries", "loader.stream.retry_s")
 log = logging.getLogger("eeg_gan")
 
