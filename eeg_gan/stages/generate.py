@@ -146,7 +146,7 @@ def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys,
     if rt.main:
         checkpoint.write_json(rt.run_dir / "manifest.json", {**about, "images": _rows(config, keys)})
         _write_grid(rt, config, keys, folder)
-    return f"{total} images of {_whose(config)} ({config.condition} EEG)"
+    return f"{total} images of {_whose(config)} ({config.condition} {about['conditions_of']})"
 
 
 def draw_walk(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:
