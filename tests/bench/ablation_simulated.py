@@ -21,6 +21,7 @@ TOLD = {  # stage -> what the generator is told
 JUDGE = "[demo-classifier]"
 FIGURES = {
     "class_accuracy": "generate/class_accuracy",
+    "shuffled": "generate/class_accuracy_shuffled_eeg",
     "fid": f"generate/fid{JUDGE}",
     "kid": f"generate/kid{JUDGE}",
     "diversity": f"generate/diversity{JUDGE}",
@@ -52,8 +53,8 @@ def read(run: Path, name: str) -> dict:
 
 def table(found: dict, real: dict) -> str:
     lines = [
-        "| the generator is told | class accuracy | FID | KID | diversity in a condition | copies |",
-        "|---" * 6 + "|",
+        "| the generator is told | class accuracy | shuffled | FID | KID | diversity in a condition | copies |",
+        "|---" * 7 + "|",
     ]
     for own in found.values():
         lines.append(f"| {own['what']} | " + " | ".join(cells(own)) + " |")
@@ -61,7 +62,7 @@ def table(found: dict, real: dict) -> str:
 
 
 def cells(own: dict) -> list[str]:
-    digits = {"class_accuracy": 3, "fid": 2, "kid": 4, "diversity": 2, "copies": 3}
+    digits = {"class_accuracy": 3, "shuffled": 3, "fid": 2, "kid": 4, "diversity": 2, "copies": 3}
     return ["" if own.get(key) is None else ranged(own[key], n) for key, n in digits.items()]
 
 
