@@ -1,8 +1,16 @@
-"""One feature vector per trial: of its EEG by an encoder, or of its image by the image2eeg regressor."""
+"""One feature vector per trial: of its EEG by an encoder, of its image by the image2eeg regressor, or of its class.
 
+One-hot vectors of classes are the comparison that tells what EEG adds, and the condition of pictures without EEG. They
+are the only features that are made of labels, of the test split too where `splits` names it: what is drawn from them
+was told its class. features.json says `of: class labels`, and generate and evaluate pass the word on.
+"""
+
+import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from eeg_gan.config import UserError
@@ -10,7 +18,15 @@ from eeg_gan.data import features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.image_tower import build_tower
-from eeg_gan.stages.loading import embed_images, encode_split, load_encoder, load_image2eeg, open_shards, unique_images
+from eeg_gan.stages.loading import (
+    OF_LABELS,
+    embed_images,
+    encode_split,
+    load_encoder,
+    load_image2eeg,
+    open_shards,
+    unique_images,
+)
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.inference import over_all
 
@@ -21,11 +37,12 @@ class Config:
     loader: LoaderConfig  # where the shards are and how they are read
     encoder: str | None = None  # run_dir of encode or align: features of the EEG
     image2eeg: str | None = None  # run_dir of image2eeg: features that the images would evoke
-    splits: tuple[str, ...] = ("train", "val", "test")  # which splits to embed; no label is read
+    classes: bool = False  # one-hot vectors of the trials' classes instead; these read labels, of test too
+    splits: tuple[str, ...] = ("train", "val", "test")  # which splits to embed
 
     def __post_init__(self):
-        if (self.encoder is None) == (self.image2eeg is None):
-            raise ValueError("give exactly one of encoder and image2eeg")
+        if [self.encoder is not None, self.image2eeg is not None, self.classes].count(True) != 1:
+            raise ValueError("give exactly one of encoder, image2eeg and classes=true")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits names each split to embed once; got {list(self.splits)}")
 
@@ -35,9 +52,10 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, config.splits)
-        forward, digest = _from_images(config, rt) if config.image2eeg else _from_eeg(config, rt, shards)
-        network = checkpoint.chosen(config.image2eeg or config.encoder).path / "state.json"
-        rt.inputs([config.loader.index, network], shards=shards.digest, network=digest)
+        forward, digest = _source(config, rt, shards)
+        network = config.image2eeg or config.encoder
+        files = [checkpoint.chosen(network).path / "state.json"] if network else []
+        rt.inputs([config.loader.index, *files], shards=shards.digest, network=digest)
         rt.start_log()
         rt.confounded(shards.confounded)
         rt.reads(config.splits)
@@ -51,6 +69,22 @@ def run(config: Config) -> None:
         if rt.main:
             _write(rt, config, shards, parts, digest)
         rt.finish(f"{sum(map(len, parts.values()))} features of length {next(iter(parts.values())).shape[1]}")
+
+
+def _source(config: Config, rt: runtime.Runtime, shards: Shards):
+    """What makes the features of a split, and a digest of it."""
+    if config.classes:
+        return _from_classes(shards)
+    return _from_images(config, rt) if config.image2eeg else _from_eeg(config, rt, shards)
+
+
+def _from_classes(shards: Shards):
+    names = shards.card.class_names
+
+    def forward(reader: Reader) -> Tensor:
+        return F.one_hot(torch.from_numpy(reader.labels).long(), len(names)).float()
+
+    return forward, hashlib.sha256(json.dumps(["one-hot", *names]).encode()).hexdigest()
 
 
 def _from_eeg(config: Config, rt: runtime.Runtime, shards):
@@ -80,7 +114,7 @@ def _write(rt: runtime.Runtime, config: Config, shards: Shards, parts: dict[str,
     about = {
         "encoder_digest": digest,
         "split_digest": shards.split_digest,
-        "of": "images through image2eeg" if config.image2eeg else "EEG",
+        "of": OF_LABELS if config.classes else "images through image2eeg" if config.image2eeg else "EEG",
         "splits": [split for split in config.splits for _ in range(shards.n(split))],
         "confounded": shards.confounded,
     }

@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.metrics import embedding, retrieval
 from eeg_gan.metrics.detectors import DetectorConfig
+from eeg_gan.metrics.generated import METRICS, MetricName
 from eeg_gan.metrics.statistics import bootstrap_mean, record
 from eeg_gan.stages import evaluate_images
 from eeg_gan.stages.loading import (
+    OF_LABELS,
     embed_images,
     load_aligner,
     load_features,
@@ -47,6 +50,7 @@ class Config:
     detector_class_names: tuple[str, ...] | None = (
         None  # class of each logit; null: CIFAR-10's (resnet56), the data's (classifier)
     )
+    metrics: tuple[MetricName, ...] = tuple(METRICS)  # which figures of generated images
     lda: bool = True  # shrinkage LDA on the EEG itself, the score to beat
     split: Literal["val", "test"] = "test"  # what is judged
     seed: int = 0  # of k-means and of the bootstrap
@@ -119,6 +123,11 @@ def stage1(context: Context) -> Metrics:
     if config.features is None:
         return {}
     known = context.features(config.features)
+    if known.meta.get("of") == OF_LABELS:
+        raise UserError(
+            f"{config.features} holds one-hot vectors of the classes that stage 1 is asked for; give the features "
+            "of an encoder, or leave features out and judge what was generated"
+        )
     z_train, z = (known.rows(shards.keys(split)).numpy() for split in ("train", config.split))
     y_train, y = (shards.labels(split) for split in ("train", config.split))
     classes = len(shards.card.class_names)

@@ -210,7 +210,8 @@ def save(
             "best": best,
         }
         select = config.evaluate.select if best is not None else None
-        checkpoint.save_run(rt.run_dir, images, players.networks(), players.optimisers(), state, select)
+        networks, optimisers = players.networks(), players.optimisers()
+        checkpoint.save_run(rt.run_dir, images, networks, optimisers, state, select, config.keep_checkpoints)
     barrier()
 
 

@@ -84,6 +84,7 @@ class Config:
     total_images: int = 5_000_000  # real images to train on, over all processes (kimg x 1000)
     snapshot_every: int = 40_000  # images between two grids of pictures in TensorBoard
     checkpoint_every: int = 200_000  # images between two checkpoints
+    keep_checkpoints: int | None = 2  # newest ones that stay, beside the best; null: all, for figures over training
     stop_after: int | None = None  # save and leave with exit code 75 after so many images
     seed: int = 0  # of every random draw
 
@@ -103,6 +104,8 @@ class Config:
             raise ValueError("batch must be 2 or more; total_images, r1_every and gpus 1 or more")
         if min(self.checkpoint_every, self.snapshot_every) < 1 or self.seed < 0:
             raise ValueError("checkpoint_every and snapshot_every count images, 1 or more; seed is 0 or more")
+        if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints is 1 or more, or null for all; got {self.keep_checkpoints}")
         if self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1 or self.half_levels < 0:
             raise ValueError("r1_gamma and half_levels are 0 or more, style_mixing is a probability")
         lives = (self.ema_half_life, *self.ema_more)

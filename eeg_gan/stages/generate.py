@@ -61,6 +61,7 @@ class Config:
     split: Literal["train", "val", "test"] = "test"  # whose trials are drawn; no label is read
     condition: Literal["own", "shuffled"] = "own"  # shuffled gives each trial another trial's condition, as a control
     ema: int | None = None  # half-life of the average that draws, among gan's ema_half_life and ema_more; null: first
+    at: int | None = None  # images of the checkpoint that draws; null: the best, or the newest where none was selected
     per_trial: int = 1  # images per trial, each from its own z
     seeds: tuple[int, ...] | None = None  # instead of per_trial: one image per trial and seed, z being the seed's
     psi: float = 1.0  # truncation: 1 is none, less is more typical
@@ -108,25 +109,26 @@ def run(config: Config) -> None:
     with runtime.start("generate", config) as rt:
         if rt.done:
             return
-        generator, state = load_generator(config.gan, config.ema)
+        generator, state = load_generator(config.gan, config.ema, config.at)
         _refuse_layers(config, generator)
         source: Source = open_source(config, generator, state, rt.device)
         digest = checkpoint.tensors_digest(generator.state_dict())
-        files = [checkpoint.chosen(config.gan).path / "state.json", *source.files]
+        files = [checkpoint.chosen(config.gan, config.at).path / "state.json", *source.files]
         rt.inputs(files, gan=digest, **source.digests)
         rt.reads(source.splits)
         rt.start_log()
         rt.confounded(state["data"]["confounded"])
         keys, conditions = chosen(config, source)
         generator.to(rt.device)
-        about = {**described(config, state), "gan_digest": digest}
+        about = {**described(config, state), "conditions_of": source.of, "gan_digest": digest}
         rt.finish(KINDS[config.kind](rt, config, generator, keys, conditions, about))
 
 
 def described(config: Config, state: dict) -> dict[str, Any]:
     """What every description of pictures says of how they were made."""
     names = ("gan", "source", "condition", "ema", "psi", "towards", "cutoff", "noise", "seed")
-    return {**{name: getattr(config, name) for name in names}, "confounded": state["data"]["confounded"]}
+    given = {name: getattr(config, name) for name in names}
+    return {**given, "gan_images": state["images"], "confounded": state["data"]["confounded"]}
 
 
 def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:
@@ -144,7 +146,7 @@ def draw_trials(rt: runtime.Runtime, config: Config, generator: Generator, keys,
     if rt.main:
         checkpoint.write_json(rt.run_dir / "manifest.json", {**about, "images": _rows(config, keys)})
         _write_grid(rt, config, keys, folder)
-    return f"{total} images of {_whose(config)} ({config.condition} EEG)"
+    return f"{total} images of {_whose(config)} ({config.condition} {about['conditions_of']})"
 
 
 def draw_walk(rt: runtime.Runtime, config: Config, generator: Generator, keys, conditions, about: dict) -> str:

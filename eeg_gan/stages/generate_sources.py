@@ -55,6 +55,7 @@ class Source:
     files: list[str | Path] = field(default_factory=list)  # descriptions and pictures whose change makes the run anew
     digests: dict[str, str] = field(default_factory=dict)
     splits: tuple[str, ...] = ()  # which were opened
+    of: str = "EEG"  # what the conditions were made of
 
 
 def open_source(config: Any, generator: Generator, state: dict, device: torch.device) -> Source:
@@ -100,7 +101,8 @@ def from_features(config: Any, generator: Generator, state: dict, device: torch.
     keys = keys_of(known, config.split)
     rows = known.rows(keys)
     files = [Path(config.features) / "features.json"]
-    return Source(keys, lambda i: rows[i], files, {"features": known.meta["encoder_digest"]}, (config.split,))
+    digests, of = {"features": known.meta["encoder_digest"]}, known.meta.get("of", "EEG")
+    return Source(keys, lambda i: rows[i], files, digests, (config.split,), of)
 
 
 def from_class_means(config: Any, generator: Generator, state: dict, device: torch.device) -> Source:
@@ -114,7 +116,8 @@ def from_class_means(config: Any, generator: Generator, state: dict, device: tor
     means = F.normalize(means) * rows.norm(dim=1).mean()
     names = [shards.card.class_names[label] for label in present]
     files = [Path(config.features) / "features.json", config.loader.index]
-    return Source(names, lambda i: means[i], files, {"features": known.meta["encoder_digest"]}, ("train",))
+    of = f"means of classes, {known.meta.get('of', 'EEG')}"
+    return Source(names, lambda i: means[i], files, {"features": known.meta["encoder_digest"]}, ("train",), of)
 
 
 def from_eeg(config: Any, generator: Generator, state: dict, device: torch.device) -> Source:
@@ -159,7 +162,8 @@ def from_images(config: Any, generator: Generator, state: dict, device: torch.de
         with evaluating(regressor.to(device)) as net:
             return over_all(lambda e: net(e["x"].to(device)), lambda i: {"x": embeddings[i]}, len(picked), 256)
 
-    return Source(keys, conditions, files, {"features": checkpoint.tensors_digest(regressor.state_dict())}, splits)
+    digests = {"features": checkpoint.tensors_digest(regressor.state_dict())}
+    return Source(keys, conditions, files, digests, splits, "images through image2eeg")
 
 
 SOURCES = {

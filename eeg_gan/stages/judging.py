@@ -22,7 +22,7 @@ from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, barrier, generator_at, is_main
 from eeg_gan.metrics import detectors, perceptual
 from eeg_gan.metrics.detectors import CIFAR_CLASSES, DetectorConfig
-from eeg_gan.metrics.generated import Seen, Sets, linear_probe
+from eeg_gan.metrics.generated import OF_TRAINING, Seen, Sets, linear_probe
 from eeg_gan.models.image_tower import TowerConfig, build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import unique_images
@@ -106,6 +106,10 @@ class Judge:
             probe = functools.cache(lambda: linear_probe(train, len(self.class_names)))  # fitted when first asked
             return Sets(real, real, train, lambda seen: probe()(seen), "probe_accuracy", seed)
         return Sets(real, real, train, lambda seen: seen.logits[:, self.columns].argmax(1), seed=seed)
+
+    def asks_training(self, metrics: Sequence[str]) -> bool:
+        """Whether any of these figures needs training pictures, of which there may be many to look at."""
+        return bool({*OF_TRAINING, "nearest"} & set(metrics)) or self.columns is None
 
     def digest(self) -> str:
         """What tells this detector, on this kind of device, from any other."""

@@ -23,6 +23,8 @@ from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
 
+OF_LABELS = "class labels"  # what features.json says of one-hot vectors; pictures drawn from them were told their class
+
 
 def open_shards(loader: LoaderConfig, splits: tuple[str, ...], streams: bool = False) -> Shards:
     """The prepared data set of a loader's index, with only `splits` open; `streams` says that a stage can stream."""
@@ -168,12 +170,13 @@ def load_aligner(run_dir: str | Path, shards: Shards | None = None) -> LoadedAli
     return LoadedAligner(encoder, projection, tower, tower_config)
 
 
-def load_generator(run_dir: str | Path, ema: int | None = None) -> tuple[Generator, dict]:
+def load_generator(run_dir: str | Path, ema: int | None = None, at: int | None = None) -> tuple[Generator, dict]:
     """An averaged generator of a gan run, in evaluation mode and float32, and its checkpoint's description.
 
-    `ema` is the half-life of the average, the run's `ema_half_life` where it is None.
+    `ema` is the half-life of the average, the run's `ema_half_life` where it is None. `at` says after how many images;
+    None takes the chosen checkpoint.
     """
-    found = checkpoint.chosen(run_dir)
+    found = checkpoint.chosen(run_dir, at)
     if "average" not in found.tensors:
         raise UserError(f"{run_dir} holds no generator; give the run_dir of gan")
     lives = found.state.get("ema", [])

@@ -80,7 +80,7 @@ def save_run(
     optimisers: dict[str, torch.optim.Optimizer],
     state: dict[str, Any],
     metric: str | None = None,
-    keep: int = 2,
+    keep: int | None = 2,
 ) -> None:
     """Saves networks, optimisers and state; points best.json here when `state["best"]` was reached at these images."""
     tensors = {name: module.state_dict() for name, module in modules.items()}
@@ -107,13 +107,18 @@ def newest(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def chosen(run_dir: str | Path) -> Checkpoint:
-    """What other stages read of a run: its best checkpoint where one was selected, else its newest."""
+def chosen(run_dir: str | Path, at: int | None = None) -> Checkpoint:
+    """What other stages read of a run: its best checkpoint where one was selected, else its newest.
+
+    `at` names another one by its count of images.
+    """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such run directory; run the stage that makes it first")
     if run_dir.name.startswith(PREFIX):
         raise UserError(f"{run_dir} is one checkpoint; give its run directory, {run_dir.parent}")
+    if at is not None:
+        return _at(run_dir, at)
     best = run_dir / "best.json"
     if best.exists():
         try:
@@ -124,6 +129,17 @@ def chosen(run_dir: str | Path) -> Checkpoint:
     if found is None:
         raise UserError(f"{run_dir} holds no checkpoint; run the stage that trains it first")
     return found
+
+
+def _at(run_dir: Path, images: int) -> Checkpoint:
+    path = run_dir / f"{PREFIX}{images:011d}"
+    if not path.is_dir():
+        held = [str(int(own.name.removeprefix(PREFIX))) for own in sorted(run_dir.glob(f"{PREFIX}*[0-9]"))]
+        raise UserError(
+            f"{run_dir} holds no checkpoint of {images} images, but of {', '.join(held) or 'none'}; take one of these, "
+            "or train again with keep_checkpoints=null"
+        )
+    return load(path)
 
 
 def load(path: Path) -> Checkpoint:
@@ -239,8 +255,10 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def forget(run_dir: Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest `keep` and the best."""
+def forget(run_dir: Path, keep: int | None) -> None:
+    """Deletes all checkpoints but the newest `keep` and the best; None keeps all."""
+    if keep is None:
+        return
     best = run_dir / "best.json"
     kept = {json.loads(best.read_text())["checkpoint"]} if best.exists() else set()
     paths = sorted(run_dir.glob(f"{PREFIX}*[0-9]"))

@@ -1,7 +1,6 @@
 """Generate by its front door: every source of conditions, seeds, truncation, noise, walks and style mixing."""
 
 import json
-import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
