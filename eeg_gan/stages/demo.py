@@ -13,6 +13,7 @@ from PIL import Image
 
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.metrics.statistics import record
+from eeg_gan.ops import computes_bfloat16
 from eeg_gan.stages import demo_models, pipeline
 from eeg_gan.stages.loading import open_shards, read_generated
 from eeg_gan.training import runtime
@@ -35,15 +36,15 @@ LINES = (  # what the demo prints at the end: metric, what it is
 @dataclass(frozen=True)
 class Config:
     run_dir: str = "runs/demo"  # everything goes here; the same command again continues or says that all is done
-    image_size: Literal[16, 32] = 16  # pixels of the rendered images
-    images_per_class: int = 200  # different images of each of the 10 classes
+    image_size: Literal[16, 32] = 32  # pixels of the rendered images
+    images_per_class: int = 500  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 100_000  # trials for stage 1
-    align_images: int = 80_000  # trials for stage 2
+    encode_images: int = 60_000  # trials for stage 1
+    align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
-    gan_images: int = 80_000  # images for stage 3
-    judge_steps: int = 1000  # of the classifier that judges generated pictures
+    gan_images: int = 90_000  # images for stage 3
+    judge_steps: int = 1200  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
 
@@ -106,11 +107,12 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "prepare": {
             "source": {"name": "simulated", "simulated": simulated},
             "preprocess": {"highpass_hz": 0.5, "lowpass_hz": 40.0, "notch": True, "baseline": True},
-            "split": {"by": "stimulus", **seed},
+            "split": {"by": "stimulus", "train": 0.84, "val": 0.08, "test": 0.08, **seed},
+            "workers": 2,
         },
         "audit": seed,
         "encode": {
-            "encoder": {"name": "erp", "dim": 64, "filters": 64},
+            "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True},
             "triplet": {"mining": "semi_hard"},
             "mix": 1.0,
             "augment": augment,
@@ -118,7 +120,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "classes_per_batch": 10,
             "trials_per_class": 10,
             "total_images": config.encode_images,
-            "evaluate_every": max(config.encode_images // 6, 1),
+            "evaluate_every": max(config.encode_images // 3, 1),
             **seed,
         },
         "embed_triplet": {"verb": "embed", "encoder": "{run_dir}/encode"},
@@ -129,7 +131,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
             "total_images": config.align_images,
-            "evaluate_every": max(config.align_images // 6, 1),
+            "evaluate_every": max(config.align_images // 4, 1),
             **seed,
         },
         "embed": {"encoder": "{run_dir}/align"},
@@ -145,14 +147,16 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "embed_image2eeg": {"verb": "embed", "image2eeg": "{run_dir}/image2eeg"},
         "gan": {
             "features": "{run_dir}/embed",
-            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
-            "discriminator": {"channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
+            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 512, "channel_max": 32, "map_lr": 1.0},
+            "discriminator": {"channel_base": 512, "channel_max": 32, "map_lr": 1.0},
             "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "augment": {"speed_kimg": 100},
             "r1_gamma": 0.05,
             "ema_half_life": 3000,
             "condition": {"noise": 0.4},
+            "precision": "bfloat16" if computes_bfloat16() else "auto",
+            "half_levels": 2,
             "total_images": config.gan_images,
             "snapshot_every": max(config.gan_images // 20, 1),
             "checkpoint_every": max(config.gan_images // 5, 1),
