@@ -43,14 +43,14 @@ def forest(rows: Sequence[dict]) -> str:
 
 def raster(metas: Sequence[dict], names: Sequence[str]) -> str:
     """Labels over the time of the recording: a row per recording, a stroke per trial, a colour per class."""
-    places = sorted({meta["recording"] or meta["subject"] or "" for meta in metas})
+    places = sorted({row_of(meta) for meta in metas})
     shown = [places[i * len(places) // MOST_ROWS] for i in range(MOST_ROWS)] if len(places) > MOST_ROWS else places
     colours = class_colours(len(names))
 
     def paint(figure: Figure, axes: np.ndarray) -> None:
         ax = axes[0, 0]
         for row, name in enumerate(shown):
-            own = [meta for meta in metas if (meta["recording"] or meta["subject"] or "") == name]
+            own = [meta for meta in metas if row_of(meta) == name]
             onsets = np.array([meta["onset_s"] for meta in own]) / 60
             ax.vlines(onsets, row - 0.42, row + 0.42, color=[colours[meta["label"]] for meta in own], lw=0.9)
         ax.set_yticks(range(len(shown)), [str(name)[-28:] for name in shown])
@@ -62,6 +62,11 @@ def raster(metas: Sequence[dict], names: Sequence[str]) -> str:
 
     legend = 0.2 * -(-min(len(names), MOST_LEGEND) // 5)
     return drawn(10.5, 0.34 * len(shown) + 1.1 + legend, (1, 1), paint)
+
+
+def row_of(meta: dict) -> str:
+    """The recording, or who was recorded."""
+    return meta["recording"] or meta["subject"] or ""
 
 
 def spectra(freqs: np.ndarray, by_class: dict[int, np.ndarray], names: Sequence[str]) -> str:
@@ -93,10 +98,13 @@ def spectra(freqs: np.ndarray, by_class: dict[int, np.ndarray], names: Sequence[
 def blocks(freqs: np.ndarray, rows: Sequence[dict], n_classes: int) -> str:
     """Power of each block against the mean of its recording's blocks, in dB, in order of time; a strip has the class.
 
-    A row is {name, recording, power [C, F], label}; the label is -1 where no class has half of the block's trials.
+    Where most recordings are one block, the mean is that of all blocks. A row is {name, recording, power [C, F],
+    label}; the label is -1 where no class stands out in the block.
     """
     lines = np.stack([np.median(row["power"], axis=0) for row in rows])
     keep, recording = _passed(freqs, lines.mean(axis=0)), np.array([row["recording"] for row in rows])
+    whose = "all blocks'" if 2 * len(set(recording)) > len(rows) else "the recording's"
+    recording = np.zeros(len(rows)) if whose == "all blocks'" else recording
     mean = np.stack([lines[recording == own].mean(axis=0) for own in recording])
     chosen = [i * len(rows) // MOST_BLOCKS for i in range(MOST_BLOCKS)] if len(rows) > MOST_BLOCKS else range(len(rows))
     ratio, rows = _decibel(lines / mean)[list(chosen)][:, keep], [rows[i] for i in chosen]
@@ -123,7 +131,7 @@ def blocks(freqs: np.ndarray, rows: Sequence[dict], n_classes: int) -> str:
         ax.set_yticks(range(0, len(ratio), every), [row["name"][-26:] for row in rows[::every]])
         ax.tick_params(axis="y", length=0, pad=18)
         ax.set(xlabel="Hz")
-        figure.colorbar(shown, ax=ax, label="dB against the recording's mean", pad=0.015).outline.set_visible(False)
+        figure.colorbar(shown, ax=ax, label=f"dB against {whose} mean", pad=0.015).outline.set_visible(False)
 
     return drawn(10.5, max(2.4, min(6.5, 0.17 * len(ratio) + 1.1)), (1, 1), paint)
 

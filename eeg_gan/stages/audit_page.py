@@ -166,12 +166,14 @@ def _time(metas: Metas, card: Card) -> list[dict]:
             "caption": "Onsets are unknown, so labels cannot be drawn against time.",
         }
         return [{"id": "time", "heading": "Labels against time", "blocks": [text]}]
+    n = len({audit_figures.row_of(meta) for meta in known})
+    few = f" {audit_figures.MOST_ROWS} of {n} recordings, evenly spread." if n > audit_figures.MOST_ROWS else ""
     block = {
         "kind": "figure",
         "src": audit_figures.raster(known, card.class_names),
         "alt": "labels against time",
         "caption": "Every stroke is a trial, its colour the class. Where colours stand in blocks, anything slow tells "
-        "the class; where they are mixed like confetti, it cannot.",
+        "the class; where they are mixed like confetti, it cannot." + few,
     }
     return [{"id": "time", "heading": "Labels against time", "blocks": [block]}]
 
@@ -205,14 +207,21 @@ def _spectra(seen, card: Card, metas: Metas) -> list[dict]:
     members: dict[int, list[dict]] = {}
     for meta, number in zip(flat, units.blocks_of(flat).tolist(), strict=True):
         members.setdefault(number, []).append(meta)
+    whole = Counter(meta["label"] for meta in flat)
     rows = [
-        {"name": _block_name(own), "recording": str(units.place(own[0])), "power": power, "label": _dominant(own)}
+        {
+            "name": _block_name(own),
+            "recording": str(units.place(own[0])),
+            "power": power,
+            "label": _dominant(own, whole),
+        }
         for own, power in sorted(((members[b], power) for b, power in seen.by_block.means().items()), key=_when)
     ]
     caption = (
         "Each row is a block (or run, or tenth of a recording) in order of time; red is more power than the mean of "
-        "its recording. The strip has the colour of the class that most of the block's trials show, grey where none "
-        "has half of them. Blocks that differ are harmless where the strip is grey."
+        "its recording, or of all where a recording is one block. The strip has the colour of a class that stands out "
+        "in the block: more than half-way from its share of all trials to all of the block's. Blocks that differ are "
+        "harmless where the strip is grey."
     )
     src = audit_figures.blocks(seen.freqs, rows, len(card.class_names))
     return [
@@ -231,9 +240,9 @@ def _block_name(own: list[dict]) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _dominant(own: list[dict]) -> int:
+def _dominant(own: list[dict], whole: Counter) -> int:
     label, count = Counter(meta["label"] for meta in own).most_common(1)[0]
-    return label if 2 * count > len(own) else -1
+    return label if 2 * count / len(own) > 1 + whole[label] / whole.total() else -1
 
 
 def _effect(decides: bool, alarming: bool, entry: dict) -> str:

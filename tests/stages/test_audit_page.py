@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from eeg_gan import cli
 from eeg_gan.data.card import Card
 from eeg_gan.data.shards import write_shards
 from eeg_gan.data.trial import Sample
+from eeg_gan.stages import audit_page
 
 LEGACY = ("verdict", "reasons", "notes", "overlaps", "windows", "duplicate_images", "duplicate_eeg", "time_control")
 
@@ -87,6 +89,12 @@ def test_splits_may_be_empty_or_of_other_classes(tmp_path, splits, said, verdict
     assert said in " ".join(found["notes"]) and said[4:] in html.replace("&#39;", "'")
     assert found["verdict"] == verdict and set(found["counts"]) == set(splits)
     assert any(reason.startswith("not decidable") for reason in found["reasons"]) == (verdict == "suspicious")
+
+
+def test_a_class_stands_out_in_a_block_by_more_than_its_share():
+    whole = Counter({0: 300, 1: 300, 2: 2400})
+    for labels, said in (([0] * 11 + [1] * 9, -1), ([0] * 12 + [1] * 8, 0), ([2] * 17 + [0] * 3, -1), ([2] * 20, 2)):
+        assert audit_page._dominant([{"label": label} for label in labels], whole) == said
 
 
 def test_fewer_permutations_than_the_verdict_needs_are_refused(tmp_path, capsys):
