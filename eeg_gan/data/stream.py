@@ -8,6 +8,7 @@ webdataset opens and shuffles; samples are cut out of the bytes at the places th
 its CRC-32, so that no damaged sample is trained on.
 """
 
+import atexit
 import functools
 import hashlib
 import itertools
@@ -162,13 +163,16 @@ class Stream(IterableDataset):
             return
         left, leave = multiprocessing.Pipe(duplex=False)  # what lies in it is seen by all workers, and read by none
         start = functools.partial(_start_worker, left=left, parent=os.getpid())
+        end = functools.partial(leave.send, None)
+        atexit.register(end)  # before multiprocessing waits for its processes
         try:
             for batch in DataLoader(self, batch_size=None, num_workers=self.workers, worker_init_fn=start):
                 if "error" in batch:  # an exception would come with the traceback of its process
                     raise UserError(batch["error"])
                 yield batch
         finally:
-            leave.send(None)
+            atexit.unregister(end)
+            end()
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
