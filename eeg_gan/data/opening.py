@@ -1,5 +1,6 @@
 """Bytes in sequence from paths, `pipe:` commands and URLs; a side that falls silent is an error after a known time."""
 
+import atexit
 import http.client
 import os
 import select
@@ -47,7 +48,12 @@ def open_url(url: str, timeout_s: float) -> Bytes:
 class Command:
     """The output of a process, which is ended with the reading; `group`: with all processes that it started."""
 
+    running = set["Command"]()  # in this process, which ends them with itself
+
     def __init__(self, process: subprocess.Popen, timeout_s: float, group: bool):
+        if not self.running:
+            atexit.register(end_commands)
+        self.running.add(self)
         self.process, self.timeout_s, self.group = process, timeout_s, group
         self.fd = process.stdout.fileno()
         self._poll = select.poll()
@@ -77,6 +83,12 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+        self.process.stdout.close()
+        self.process.wait()
+
+    def end(self) -> None:
+        self.running.discard(self)
         try:
             if self.group:  # also where the shell has ended, but what it started has not
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -84,8 +96,12 @@ class Command:
                 self.process.kill()
         except ProcessLookupError:
             pass
-        self.process.stdout.close()
-        self.process.wait()
+
+
+def end_commands() -> None:
+    """Ends all that `open_url` started in this process and that still run."""
+    for command in list(Command.running):
+        command.end()
 
 
 class Answer:

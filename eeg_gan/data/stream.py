@@ -8,11 +8,15 @@ webdataset opens and shuffles; samples are cut out of the bytes at the places th
 its CRC-32, so that no damaged sample is trained on.
 """
 
+import atexit
 import functools
 import hashlib
 import itertools
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from eeg_gan.config import UserError
 from eeg_gan.data.batches import Batch, collate
 from eeg_gan.data.decoding import read_array, read_image, read_json
-from eeg_gan.data.opening import ShardError, open_url
+from eeg_gan.data.opening import ShardError, end_commands, open_url
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.tar import BLOCK, CURE
 from eeg_gan.data.trial import Sample
@@ -157,11 +161,18 @@ class Stream(IterableDataset):
         if not self.workers:
             yield from self
             return
-        loader = DataLoader(self, batch_size=None, num_workers=self.workers, worker_init_fn=_leave_signals)
-        for batch in loader:
-            if "error" in batch:  # an exception would come with the traceback of its process
-                raise UserError(batch["error"])
-            yield batch
+        left, leave = multiprocessing.Pipe(duplex=False)  # what lies in it is seen by all workers, and read by none
+        start = functools.partial(_start_worker, left=left, parent=os.getpid())
+        end = functools.partial(leave.send, None)
+        atexit.register(end)  # before multiprocessing waits for its processes
+        try:
+            for batch in DataLoader(self, batch_size=None, num_workers=self.workers, worker_init_fn=start):
+                if "error" in batch:  # an exception would come with the traceback of its process
+                    raise UserError(batch["error"])
+                yield batch
+        finally:
+            atexit.unregister(end)
+            end()
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -255,7 +266,17 @@ def _first_of_each(shards: list[Listed], config: StreamConfig, most: int) -> Ite
             yield raw
 
 
-def _leave_signals(_: int) -> None:
+def _start_worker(_: int, left: Any, parent: int) -> None:
     """A scheduler signals the whole group: the process that trains decides, its readers go on until it has saved."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_when_left, args=(left, parent), daemon=True).start()
+
+
+def _end_when_left(left: Any, parent: int) -> None:
+    """Ends a worker that nobody reads from any more, even where it waits for a server or a command."""
+    while not left.poll(2) and os.getppid() == parent:
+        pass
+    time.sleep(1)  # most workers end by themselves
+    end_commands()
+    os._exit(0)

@@ -108,6 +108,7 @@ def main() -> None:
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":

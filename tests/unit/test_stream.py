@@ -2,6 +2,8 @@ import http.server
 import logging
 import os
 import shlex
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -277,15 +279,41 @@ def test_a_command_that_fails_says_so(shards):
         list(stream(shards, config, passes=1))
 
 
-def test_a_stream_that_is_left_leaves_no_process(shards, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_that_is_left_leaves_no_process(shards, tmp_path, workers):
     pids = tmp_path / "pids"
     config = StreamConfig(
         url=f"pipe:echo $$ >> {pids}; cat {shards.path.parent}/{{file}}; sleep 1000", timeout_s=100, shuffle=0
     )
-    some = iter(stream(shards, config, batch=2))
+    some = stream(shards, config, batch=2, workers=workers).batches()
     next(some)
     assert alive(pids.read_text().split()[-1])
     some.close()
+    assert all(map(ends, pids.read_text().split()))
+
+
+KILLED = """
+import sys
+from eeg_gan.data.shards import Shards
+from eeg_gan.data.stream import Stream, StreamConfig, listed
+shards = Shards(sys.argv[1], ("train",), verify="none")
+config = StreamConfig(url=sys.argv[2], timeout_s=100, shuffle=0)
+batches = Stream(listed(shards, "train", config), shards.form, 2, 0, config, workers=int(sys.argv[3])).batches()
+next(batches)
+print("reads", flush=True)
+sys.stdin.read(1)
+"""
+
+
+@pytest.mark.parametrize("workers, how", [("0", "exit"), ("1", "exit"), ("1", "kill")])
+def test_a_process_that_ends_takes_its_commands_along(shards, tmp_path, workers, how):
+    pids = tmp_path / "pids"
+    url = f"pipe:echo $$ >> {pids}; cat {shards.path.parent}/{{file}}; sleep 1000"
+    command = [sys.executable, "-c", KILLED, str(shards.path), url, workers]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"reads\n" and alive(pids.read_text().split()[-1])
+    process.kill() if how == "kill" else process.stdin.close()
+    assert process.wait(100) == (-9 if how == "kill" else 0)
     assert all(map(ends, pids.read_text().split()))
 
 
