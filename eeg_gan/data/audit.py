@@ -20,6 +20,7 @@ SAID = {
     "pre_stimulus": "EEG from before the stimulus gives",
     "between_blocks": "with labels moved to other blocks, EEG still gives",
 }
+KNOWN = 0.5  # of the scored trials: from here on, what time alone tells is how the order was made, whatever its p
 UNDECIDED = "not decidable: none of the three deciding controls could be made, so nobody knows what tells the class"
 Metas = list[dict[str, Any]]
 CONTEXT = {"block": ("subject", "session", "run", "recording", "block")}  # what makes a name unique
@@ -137,7 +138,9 @@ def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, s
         f"{SAID[name]} {control.value:.1%}, chance {control.chance:.1%} (p {control.p:.2g}, n {control.n}"
         f"{'; ' + control.note if control.note else ''})"
     )
-    if not decides(control):
+    if not decides(control) and control.known > KNOWN and _serious(control, controls.get("ridge")):
+        confounded.append(f"{said}: no luck, for these trials were presented in the order of training trials")
+    elif not decides(control):
         least = f"its p cannot be below {control.least:.2g}"
         notes.append(
             f"{said}: decides nothing, as labels can be exchanged in {1 / control.least:.0f} ways only: {least}"

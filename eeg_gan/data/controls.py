@@ -37,6 +37,7 @@ class Control:
     n: int = 0  # scored trials
     note: str = ""
     least: float = 0.0  # no p can be smaller: one over the number of ways in which labels can be exchanged
+    known: float = 0.0  # of time alone: share of the scored trials whose label a fitted trial of the same draw has
     correct: np.ndarray | None = field(default=None, compare=False)  # [M] weighted hits; their mean is value
 
 
@@ -68,14 +69,23 @@ class Trials:
         return None if len(shared) > 1 else "fewer than two classes are in both parts"
 
     @functools.cached_property
+    def draws(self) -> tuple[np.ndarray, np.ndarray]:
+        """[N + M] the draws behind fitted and scored trials: in their own recording, and in all that share its order."""
+        whole = self.whole or [*self.fit, *self.score]
+        own, rows = units.exchange_units(whole, self.card), _rows_of([*self.fit, *self.score], whole)
+        return own[rows], orders.merged(whole, own)[rows]
+
+    @property
     def drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """[M] unit and group of exchange of the scored trials, in the order of presentation."""
-        whole = self.whole or [*self.fit, *self.score]
-        own = units.exchange_units(whole, self.card)
-        rows = _rows_of(self.score, whole)
-        groups = units.exchange_groups(self.score, own[rows])
-        joined = orders.merged(whole, own)[rows]
-        return joined, orders.shared_groups(groups, joined)
+        own, joined = (numbers[len(self.fit) :] for numbers in self.draws)
+        return joined, orders.shared_groups(units.exchange_groups(self.score, own), joined)
+
+    @property
+    def known(self) -> float:
+        """Share of the scored trials whose draw of the label is also that of a fitted trial."""
+        joined = self.draws[1]
+        return float(np.isin(joined[len(self.fit) :], joined[: len(self.fit)]).mean())
 
     @functools.cached_property
     def places_in_order(self) -> np.ndarray:
@@ -96,7 +106,7 @@ def time_alone(trials: Trials) -> Control:
         return Control(note=trials.missing)
     if any(meta["onset_s"] is None or units.place(meta) is None for meta in [*trials.fit, *trials.score]):
         return Control(chance=_chance(trials.y), n=len(trials.score), note="onsets or recordings are unknown")
-    return judged(trials, nearest_in_time(trials), "time")
+    return replace(judged(trials, nearest_in_time(trials), "time"), known=trials.known)
 
 
 def judged(trials: Trials, predicted: np.ndarray, purpose: str) -> Control:

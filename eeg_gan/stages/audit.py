@@ -21,6 +21,7 @@ from eeg_gan.training import checkpoint, runtime
 log = logging.getLogger("eeg_gan")
 LEAST = 3000  # permutations: with fewer, no p is below .001 / 3
 BATCH = 64
+FEW_GROUPS = 10  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,17 @@ def _decoder(trials: Trials, features: np.ndarray) -> Decoder:
 
 
 def described(control: Control, plan: Plan, pairing: str) -> dict:
-    """The entry of audit.json, with an interval bootstrapped over stimuli, or over recordings where nobody saw any."""
+    """The entry of audit.json, with an interval bootstrapped over stimuli, or over recordings where nobody saw any.
+
+    Few groups say little of how groups differ, so then the interval is the wider one of theirs and that of trials.
+    """
     low = high = None
     if control.correct is not None:
         fields = ("recording", "subject", "key") if pairing == "class" else ("stimulus", "recording", "key")
         groups: Sequence = [next(m[field] for field in fields if m[field] is not None) for m in plan.score]
-        _, low, high = bootstrap_mean(control.correct, groups)
+        intervals = [bootstrap_mean(control.correct, groups)[1:]]
+        if len(set(groups)) < FEW_GROUPS:
+            intervals.append(bootstrap_mean(control.correct, [m["key"] for m in plan.score])[1:])
+        low, high = min(low for low, _ in intervals), max(high for _, high in intervals)
     entry = {"value": control.value, "low": low, "high": high, "chance": control.chance, "p": control.p}
     return entry | {"n": control.n, "note": control.note, "least_p": control.least}

@@ -71,6 +71,13 @@ def test_eeg_without_images_onsets_and_baseline(tmp_path):
     assert "Onsets are unknown" in html and "not applicable" in html and found["time_control"]["value"] is None
 
 
+def test_one_recording_has_an_interval(tmp_path):
+    splits = {"train": mixed(60), "test": mixed(24, seed=1)}
+    index = written(tmp_path / "p", splits, recording="r", subject="s", stimulus=None, pictures=False)
+    ridge = audited(tmp_path, index)[0]["controls"]["ridge"]
+    assert ridge["low"] < ridge["value"] < ridge["high"] and ridge["high"] - ridge["low"] > 0.1
+
+
 @pytest.mark.parametrize(
     "splits, said, verdict",
     [

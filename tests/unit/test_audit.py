@@ -162,6 +162,19 @@ def test_the_controls_that_decide():
     assert outcome(pre_stimulus=Control(0.26, 0.2, 1e-4, 40), ridge=Control(0.3, 0.2, 1e-4, 40)).verdict == "confounded"
 
 
+def test_an_order_that_training_and_test_share_is_no_luck():
+    """Five stretches in the same order for everybody: too few for a p, and yet time alone tells the class."""
+    metas = recorded(lambda s: in_blocks(0), subjects=3)
+    by_split = {"train": metas[:100], "val": metas[100:200], "test": metas[200:]}
+    time = time_alone(Trials(by_split["train"], by_split["test"], card("windowed"), 3000, 0, metas))
+    assert time.value == 1 and time.known == 1 and time.least == pytest.approx(1 / 120)
+    controls = {"time": time, "pre_stimulus": NOTHING, "between_blocks": NOTHING}
+    found = judge(leaks(by_split, 0.5), controls, card("windowed"), CLEAN | {"by": "subject"})
+    assert found.verdict == "confounded" and "in the order of training trials" in found.reasons[0]
+    chance = controls | {"time": replace(time, value=0.22)}
+    assert judge(leaks(by_split, 0.5), chance, card("windowed"), CLEAN | {"by": "subject"}).verdict == "clean"
+
+
 @pytest.mark.parametrize("nothing", [Control(note="trials start at 0 s"), replace(NOTHING, least=1 / 24)])
 def test_data_that_no_control_decides_are_not_clean(nothing):
     metas, _ = divided(recorded(at_random), "event-randomised")

@@ -157,7 +157,8 @@ def test_a_playlist_that_everybody_saw_is_no_evidence():
     blocked = time_alone(trials(recorded(0, blocked=True, playlists=1)))  # by trial: no random order is like that
     assert blocked.p == 0.001
     few = time_alone(trials(recorded(0, blocked=True, playlists=1), "block"))
-    assert few.least == 1 / 24 and few.value > 0.85
+    assert few.least == 1 / 24 and few.value > 0.85 and few.known == 1
+    assert blocked.known == 0 and time_alone(trials(recorded(0, subjects=20, playlists=1))).known == 0
 
 
 def test_windows_of_one_stretch_do_not_count_as_independent():
