@@ -17,7 +17,6 @@ from torch import Tensor
 from eeg_gan.config import UserError
 from eeg_gan.distributed import gather
 
-
 MIXING = ("Mixup", "SegmentationReconstruction")  # of braindecode: they need several trials, and get one at a time
 
 
