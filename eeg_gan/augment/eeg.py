@@ -17,6 +17,8 @@ from torch import Tensor
 from eeg_gan.config import UserError
 from eeg_gan.distributed import gather
 
+MIXING = ("Mixup", "SegmentationReconstruction")  # of braindecode: they need several trials, and get one at a time
+
 
 @dataclass(frozen=True)
 class EEGAugmentConfig:
@@ -216,6 +218,8 @@ def _transform(name: str) -> Callable[..., Any]:
         close = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
         raise UserError(f"augment.zoo: braindecode has no transform {name}; {hint}")
+    if name in MIXING:
+        raise UserError(f"augment.zoo: {name} mixes trials with others, which has no place here; use augment.mixup")
     return getattr(library, name)
 
 

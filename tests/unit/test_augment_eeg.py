@@ -155,7 +155,11 @@ class SignFlip(Transform):
 
 class Mixup(Transform):
     def forward(self, x, y=None):
-        return x, y
+        return x
+
+class Halved(Transform):
+    def forward(self, x, y=None):
+        return x[..., ::2]
 """
 
 
@@ -186,7 +190,8 @@ def test_transforms_of_braindecode_by_name(braindecode):
 def test_mistakes_in_the_zoo_are_named(braindecode, x):
     for zoo, said in {
         "SignFlips": "no transform SignFlips; did you mean SignFlip",
-        "Mixup": "changes labels or shapes",
+        "Mixup": "mixes trials with others.*use augment.mixup",
+        "Halved": "changes labels or shapes",
     }.items():
         with pytest.raises(ValueError, match=said):
             draw_and_apply(x, generator(), EEGAugmentConfig(zoo={zoo: {}}))
