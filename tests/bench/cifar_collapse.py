@@ -4,7 +4,7 @@
     python tests/bench/cifar_collapse.py [--runs runs] [--json FILE] [--figure FILE]
 
 Everything is read from what the runs wrote: metrics.json of their evaluations on test pictures, stats.jsonl of the
-training, and generated pictures. The colours of runs are the same in every panel.
+training, and generated pictures. Minutes are those of the gan stage by the clock, on cores that others may share.
 """
 
 import argparse
@@ -109,16 +109,17 @@ def interval(metric: dict | None) -> dict | None:
 
 def table(found: dict) -> str:
     """Markdown: the last point of each run, and real held-out pictures."""
-    heads = ["pictures", "KID to test", "KID to train", "gap", "class accuracy", "diversity in a class", "copies"]
+    heads = ["pictures", "KID to test, thousands", "to training", "gap", "class accuracy", "distance in a class"]
+    heads += ["copies"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for run in found.values():
         last = run["points"][-1]
-        test, train = value(last, "kid_test"), value(last, "kid_train")
-        cells = [f"{run['training_pictures']:,}", f"{test:.0f}", f"{train:.0f}", f"{test - train:+.0f}"]
+        test, train = value(last, "kid_test") / 1000, value(last, "kid_train") / 1000
+        cells = [f"{run['training_pictures']:,}", f"{test:.2f}", f"{train:.2f}", f"{test - train:+.2f}"]
         cells += [ranged(last["class_accuracy"]), ranged(last["diversity"], 0), ranged(last["copies"])]
         lines.append(f"| {run['what']} | " + " | ".join(cells) + " |")
     real = next(iter(found.values()))["real"]
-    cells = ["", f"{real['kid_test']['value']:.0f}", "", "", ranged(real["class_accuracy"])]
+    cells = ["", f"{real['kid_test']['value'] / 1000:.2f}", "", "", ranged(real["class_accuracy"])]
     cells += [ranged(real["diversity"], 0), "0.05 by definition"]
     return "\n".join([*lines, "| real pictures | " + " | ".join(cells) + " |"])
 
@@ -133,40 +134,37 @@ def ranged(metric: dict, digits: int = 3) -> str:
     return f"{metric['value']:.{digits}f}{around}"
 
 
+PANELS = {  # title -> value at a point, and what real pictures have
+    "KID[squeezenet] to test, thousands": (lambda p: value(p, "kid_test") / 1000, lambda real: 0.0),
+    "KID to test less to training": (lambda p: value(p, "kid_test") - value(p, "kid_train"), lambda real: 0.0),
+    "class accuracy (ResNet-56)": (lambda p: value(p, "class_accuracy"), lambda real: value(real, "class_accuracy")),
+    "distance within a class": (lambda p: value(p, "diversity"), lambda real: value(real, "diversity")),
+    "copies: share near to training": (lambda p: value(p, "copies"), lambda real: 0.05),
+}
+
+
 def draw(found: dict, runs: Path, path: Path) -> None:
-    """Curves above, grids of the last pictures below: a class a row."""
+    """Curves above, with real pictures in grey; grids of the last pictures below, a class a row."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(11, 8.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.25))
-    axes = above.subplots(1, 4)
-    for (name, run), colour in zip(found.items(), COLOURS, strict=True):
-        images = [point["images"] / 1000 for point in run["points"]]
-        for axis, key in zip(axes, ("kid_test", "class_accuracy", "diversity", "copies"), strict=True):
-            own = [value(point, key) for point in run["points"]]
-            axis.plot(images, own, "o-", color=colour, label=RUNS[name], markersize=4)
-        own = [value(point, "kid_train") for point in run["points"]]
-        axes[0].plot(images, own, "--", color=colour, linewidth=1)
-    titles = ("KID[squeezenet]: test (line), train (dashed)", "class accuracy (ResNet-56)")
-    titles += ("distance within a class", "nearer to training than 95 % of test")
+    figure = plt.figure(figsize=(12.5, 8.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.6))
     real = next(iter(found.values()))["real"]
-    for axis, title, key in zip(axes, titles, ("kid_test", "class_accuracy", "diversity", "copies"), strict=True):
-        if key in real and key != "kid_test":
-            axis.axhline(real[key]["value"], color="0.6", linewidth=1, zorder=0)
-        if key == "copies":
-            axis.axhline(0.05, color="0.6", linewidth=1, zorder=0)
+    for axis, (title, (of, of_real)) in zip(above.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for run, colour in zip(found.values(), COLOURS, strict=True):
+            images = [point["images"] / 1000 for point in run["points"]]
+            axis.plot(images, [of(point) for point in run["points"]], "o-", color=colour, label=run["what"], ms=4)
+        axis.axhline(of_real(real), color="0.6", linewidth=1, zorder=0)
         axis.set_title(title, fontsize=8.5)
         axis.set_xlabel("thousand images", fontsize=8)
         axis.tick_params(labelsize=7.5)
-        axis.set_ylim(bottom=0)
-    axes[1].legend(fontsize=7.5, frameon=False)
-    panels = {RUNS[name]: generated_grid(runs / name, run["points"][-1]["drawn"]) for name, run in found.items()}
-    for axis, (title, picture) in zip(below.subplots(1, len(panels)), panels.items(), strict=True):
-        axis.imshow(picture, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
+    above.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    for (name, run), axis in zip(found.items(), below.subplots(1, len(found)), strict=True):
+        axis.imshow(generated_grid(runs / name, run["points"][-1]["drawn"]), interpolation="nearest")
+        axis.set_title(run["what"], fontsize=9)
         axis.axis("off")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
