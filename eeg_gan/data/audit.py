@@ -23,6 +23,7 @@ SAID = {
 KNOWN = 0.5  # of the scored trials: from here on, what time alone tells is how the order was made, whatever its p
 UNDECIDED = "not decidable: none of the three deciding controls could be made, so nobody knows what tells the class"
 Metas = list[dict[str, Any]]
+Effect = Literal["not applicable", "cannot decide", "passed", "suspicious", "confounds"]
 CONTEXT = {"block": ("subject", "session", "run", "recording", "block")}  # what makes a name unique
 
 
@@ -88,7 +89,7 @@ def judge(found: dict[str, Any], controls: Mapping[str, Control], card: Card, sp
     _judge_leaks(found, card, split_policy["by"], confounded, suspicious, notes)
     for name in DECIDING:
         _judge_control(name, controls, card, confounded, suspicious, notes)
-    if not any(decides(controls.get(name, Control())) for name in DECIDING):
+    if not confounded and not any(decides(controls.get(name, Control())) for name in DECIDING):
         suspicious.append(UNDECIDED)
     verdict = "confounded" if confounded else "suspicious" if suspicious else "clean"
     return Verdict(verdict, confounded + suspicious, notes)
@@ -127,6 +128,17 @@ def _judge_leaks(found: dict, card: Card, by: str, confounded: list, suspicious:
         notes.append(f"the index does not say how many trials the {fitted['kind']} scaling was fitted on")
 
 
+def weigh(control: Control, ridge: Control | None) -> Effect:
+    """What a deciding control says of the data; one that found something may still explain too little to confound."""
+    if control.value is None:
+        return "not applicable"
+    if not decides(control):
+        return "confounds" if control.known > KNOWN and _serious(control, ridge) else "cannot decide"
+    if control.p >= ALPHA / len(DECIDING):
+        return "passed"
+    return "confounds" if _serious(control, ridge) else "suspicious"
+
+
 def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, suspicious: list, notes: list) -> None:
     control = controls.get(name, Control(note="not made"))
     if control.value is None:
@@ -134,21 +146,16 @@ def _judge_control(name: str, controls: Mapping, card: Card, confounded: list, s
         blind = name == "time" and card.design not in RANDOMISED and control.chance is not None
         (suspicious if blind else notes).append(said + f", in this {card.design} design" if blind else said)
         return
+    effect = weigh(control, controls.get("ridge"))
     said = (
         f"{SAID[name]} {control.value:.1%}, chance {control.chance:.1%} (p {control.p:.2g}, n {control.n}"
         f"{'; ' + control.note if control.note else ''})"
     )
-    if not decides(control) and control.known > KNOWN and _serious(control, controls.get("ridge")):
-        confounded.append(f"{said}: no luck, for these trials were presented in the order of training trials")
-    elif not decides(control):
-        least = f"its p cannot be below {control.least:.2g}"
-        notes.append(
-            f"{said}: decides nothing, as labels can be exchanged in {1 / control.least:.0f} ways only: {least}"
-        )
-    elif control.p >= ALPHA / len(DECIDING):
-        notes.append(said)
-    else:
-        (confounded if _serious(control, controls.get("ridge")) else suspicious).append(said)
+    if effect == "cannot decide":
+        said += f": decides nothing, as labels can be exchanged in {1 / control.least:.0f} ways only"
+    elif effect == "confounds" and not decides(control):
+        said += ": no luck, for these trials were presented in the order of training trials"
+    {"confounds": confounded, "suspicious": suspicious}.get(effect, notes).append(said)
 
 
 def _serious(control: Control, ridge: Control | None) -> bool:

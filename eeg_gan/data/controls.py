@@ -70,7 +70,7 @@ class Trials:
 
     @functools.cached_property
     def draws(self) -> tuple[np.ndarray, np.ndarray]:
-        """[N + M] the draws behind fitted and scored trials: in their own recording, and in all that share its order."""
+        """[N + M] the draws behind fitted and scored trials: in their own recording, and in all of the same order."""
         whole = self.whole or [*self.fit, *self.score]
         own, rows = units.exchange_units(whole, self.card), _rows_of([*self.fit, *self.score], whole)
         return own[rows], orders.merged(whole, own)[rows]

@@ -56,6 +56,8 @@ def run(config: Config) -> None:
         done = experiments(plan, seen, shards, config, rt)
         outcome = audit.judge(found, done, shards.card, shards.split_policy)
         found["controls"] = {name: described(control, plan, shards.card.pairing) for name, control in done.items()}
+        for name in controls.DECIDING:
+            found["controls"][name]["effect"] = audit.weigh(done[name], done["ridge"])
         found["time_control"], found["shuffled_labels"] = found["controls"]["time"], found["controls"]["shuffled_eeg"]
         found |= {"verdict": outcome.verdict, "reasons": outcome.reasons, "notes": outcome.notes + plan.notes}
         found["counts"] = {split: len(own) for split, own in metas.items()}

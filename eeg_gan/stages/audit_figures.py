@@ -53,7 +53,7 @@ def raster(metas: Sequence[dict], names: Sequence[str]) -> str:
             own = [meta for meta in metas if row_of(meta) == name]
             onsets = np.array([meta["onset_s"] for meta in own]) / 60
             ax.vlines(onsets, row - 0.42, row + 0.42, color=[colours[meta["label"]] for meta in own], lw=0.9)
-        ax.set_yticks(range(len(shown)), [str(name)[-28:] for name in shown])
+        ax.set_yticks(range(len(shown)), [_cut(str(name), 28) for name in shown])
         ax.set(xlabel="time in the recording (min)", ylim=(len(shown) - 0.4, -0.6))
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.01)
@@ -96,18 +96,19 @@ def spectra(freqs: np.ndarray, by_class: dict[int, np.ndarray], names: Sequence[
 
 
 def blocks(freqs: np.ndarray, rows: Sequence[dict], n_classes: int) -> str:
-    """Power of each block against the mean of its recording's blocks, in dB, in order of time; a strip has the class.
+    """Power of each block in dB against the mean of its recording's blocks, in order of time; a strip has the class.
 
     Where most recordings are one block, the mean is that of all blocks. A row is {name, recording, power [C, F],
     label}; the label is -1 where no class stands out in the block.
     """
     lines = np.stack([np.median(row["power"], axis=0) for row in rows])
-    keep, recording = _passed(freqs, lines.mean(axis=0)), np.array([row["recording"] for row in rows])
+    keep, recording = _passed(freqs, np.median(lines, axis=0)), np.array([row["recording"] for row in rows])
     whose = "all blocks'" if 2 * len(set(recording)) > len(rows) else "the recording's"
     recording = np.zeros(len(rows)) if whose == "all blocks'" else recording
-    mean = np.stack([lines[recording == own].mean(axis=0) for own in recording])
+    level = _decibel(lines)
+    mean = np.stack([level[recording == own].mean(axis=0) for own in recording])
     chosen = [i * len(rows) // MOST_BLOCKS for i in range(MOST_BLOCKS)] if len(rows) > MOST_BLOCKS else range(len(rows))
-    ratio, rows = _decibel(lines / mean)[list(chosen)][:, keep], [rows[i] for i in chosen]
+    ratio, rows = (level - mean)[list(chosen)][:, keep], [rows[i] for i in chosen]
     colours = class_colours(n_classes)
 
     def paint(figure: Figure, axes: np.ndarray) -> None:
@@ -128,7 +129,7 @@ def blocks(freqs: np.ndarray, rows: Sequence[dict], n_classes: int) -> str:
             colour = colours[row["label"]] if row["label"] >= 0 else FAINT
             strip.axhspan(place - 0.5, place + 0.5, color=colour, lw=0)
         every = -(-len(ratio) // 20)
-        ax.set_yticks(range(0, len(ratio), every), [row["name"][-26:] for row in rows[::every]])
+        ax.set_yticks(range(0, len(ratio), every), [_cut(row["name"], 26) for row in rows[::every]])
         ax.tick_params(axis="y", length=0, pad=18)
         ax.set(xlabel="Hz")
         figure.colorbar(shown, ax=ax, label=f"dB against {whose} mean", pad=0.015).outline.set_visible(False)
@@ -161,6 +162,10 @@ def butterfly(times: np.ndarray, evoked: np.ndarray, by_class: dict[int, np.ndar
             ax.xaxis.set_major_locator(MaxNLocator(7))
 
     return drawn(10.5, 3.2, (1, 2), paint)
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _legend(figure: Figure, names: Sequence[str], colours: Sequence[str]) -> None:

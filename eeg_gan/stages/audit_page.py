@@ -82,7 +82,7 @@ def _controls(found: dict) -> list[dict]:
     for name, (said, what) in CONTROLS.items():
         entry = found["controls"][name]
         decides = name in DECIDING
-        alarming = decides and entry["p"] is not None and entry["p"] < ALPHA / len(DECIDING)
+        alarming = entry.get("effect") in ("suspicious", "confounds")
         colour = audit_figures.RED if alarming else audit_figures.BLUE if decides else "#9aa5b1"
         marks.append({"name": said, "entry": entry, "colour": colour})
         rows.append(
@@ -93,7 +93,7 @@ def _controls(found: dict) -> list[dict]:
                 _percent(entry["chance"]),
                 _p(entry["p"]),
                 entry["n"] or "",
-                _effect(decides, alarming, entry),
+                "counts against" if alarming else entry.get("effect", "reported only"),
                 entry["note"],
             )
         )
@@ -243,14 +243,6 @@ def _block_name(own: list[dict]) -> str:
 def _dominant(own: list[dict], whole: Counter) -> int:
     label, count = Counter(meta["label"] for meta in own).most_common(1)[0]
     return label if 2 * count / len(own) > 1 + whole[label] / whole.total() else -1
-
-
-def _effect(decides: bool, alarming: bool, entry: dict) -> str:
-    if entry["value"] is None:
-        return "not applicable"
-    if decides and entry["least_p"] >= ALPHA / len(DECIDING):
-        return "cannot decide"
-    return ("counts against" if alarming else "passed") if decides else "reported only"
 
 
 def _score(entry: dict) -> str:
