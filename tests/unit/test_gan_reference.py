@@ -1,4 +1,4 @@
-"""Figures of the training step derived again in float64: NumPy loops, and slopes from differences instead of autograd."""
+"""Figures of the training step derived again in float64: NumPy loops, and slopes from differences, not autograd."""
 
 import numpy as np
 import pytest
