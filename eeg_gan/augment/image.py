@@ -176,7 +176,7 @@ def _filter(random: _Random, p: float) -> Tensor:
         one = torch.ones(random.n, 4)
         one[:, band] = random.fired(random.normal(1.0), p, 0.0).exp2()
         gains = gains * one / (one.square() @ spectrum).sqrt()[:, None]
-    return gains @ _octaves()
+    return gains @ _octaves().to(gains.dtype)
 
 
 @functools.cache

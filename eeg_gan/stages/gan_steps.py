@@ -29,7 +29,7 @@ from eeg_gan.models.image_tower import build_tower
 from eeg_gan.models.projected import ProjectedDiscriminator
 from eeg_gan.models.stylegan2.discriminator import Discriminator
 from eeg_gan.models.stylegan2.generator import Generator, draw_crossover, mix_styles
-from eeg_gan.models.stylegan2.layers import Precision
+from eeg_gan.models.stylegan2.layers import Precision, without_half
 from eeg_gan.stages.gan_config import AdamConfig, Config
 from eeg_gan.training import ema
 from eeg_gan.training.guard import Guard
@@ -258,7 +258,8 @@ def step_r1(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
         loss = penalty * (config.r1_gamma / 2 * config.r1_every)
         return {"loss": loss, "loss/R1 penalty (1)": penalty.detach()}
 
-    values = _stepped(batch, batch.players.d, batch.players.d_optimiser, losses, config.batch, "R1")
+    with without_half(batch.players.d):
+        values = _stepped(batch, batch.players.d, batch.players.d_optimiser, losses, config.batch, "R1")
     return {"loss/R1 penalty (1)": values["loss/R1 penalty (1)"]}
 
 
@@ -296,7 +297,8 @@ def step_path_length(batch: Batch) -> Values:
         penalty = (lengths - players.path_mean).square().mean()
         return {"loss": penalty * (config.weight * config.every), "loss/path penalty (1)": penalty.detach()}
 
-    values = _stepped(batch, players.g, players.g_optimiser, losses, size, "path")
+    with without_half(players.g):
+        values = _stepped(batch, players.g, players.g_optimiser, losses, size, "path")
     moved = players.path_mean.lerp(mean_over_ranks(torch.cat(total).mean()), config.decay)
     players.path_mean = torch.where(moved.isfinite(), moved, players.path_mean)
     return {"loss/path penalty (1)": values["loss/path penalty (1)"], "path/mean length (1)": players.path_mean.clone()}

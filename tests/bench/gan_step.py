@@ -103,7 +103,7 @@ def add_row(path: Path, about: dict, row: dict) -> None:
 class Game:
     """Both networks and random pictures, conditioned on 128 numbers."""
 
-    def __init__(self, size: int, batch: int, device: torch.device):
+    def __init__(self, size: int, batch: int, device: torch.device, precision: str = "auto"):
         widths = {"channel_base": 4096, "channel_max": 128}
         keys = {
             "run_dir": "-",
@@ -113,6 +113,7 @@ class Game:
             "discriminator": {"mbstd_group": 4, **widths},
             "augment": {"mode": "fixed", "p": 0.5, "pipe": "bgcfnc"},
             "batch": batch,
+            "precision": precision,
         }
         self.config = configs.from_dict(Config, keys, "bench")
         features = torch.nn.functional.normalize(torch.randn(512, 128), dim=1)
@@ -209,7 +210,9 @@ def peak_mb(size: int, batch: int, device: torch.device) -> list[float]:
     def so_far() -> float:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if (status := Path("/proc/self/status")).exists():  # ru_maxrss begins with that of the parent
+            return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     before, game = so_far(), Game(size, batch, device)
     for with_r1 in (True, False):

@@ -63,3 +63,23 @@ def test_the_transition_is_logged(tmp_path, runs):
     assert cli.main(words(runs, tmp_path / "f", *more, "snapshot_every=32")) == 0
     weights = [row["condition/weight (0 to 1)"] for row in read_stats(tmp_path / "f")]
     assert weights == [0, 0.25, 0.75, 1]
+
+
+def test_a_run_stopped_three_times_is_the_unbroken_one(tmp_path, runs):
+    """At counts that no interval divides, with a p that moves, every transform, a transition and further averages."""
+    more = ["augment.p=0.3", "augment.pipe=bgcfnc", "augment.every=3", "augment.speed_kimg=0.5", "r1_every=2"]
+    more += ["path_length.every=3", "ema_more=[500, 100]", "guard.every=5", "total_images=144", "evaluate.every=null"]
+    more += ["generator.conditioning=transitional", "discriminator.two_heads=true", "condition.transition=[20, 130]"]
+    assert cli.main(words(runs, tmp_path / "whole", *more)) == 0
+    for stop in (16, 70, 112):
+        assert cli.main(words(runs, tmp_path / "broken", *more, f"stop_after={stop}")) == 75
+    assert cli.main(words(runs, tmp_path / "broken", *more)) == 0
+    whole, broken = checkpoint.newest(tmp_path / "whole"), checkpoint.newest(tmp_path / "broken")
+    players = whole.state["players"]
+    assert players["augment"]["p"] not in (0, 0.3, 0.8) and players["path_mean"] > 0 and whole.images == 144
+    assert {"average", "average-500", "average-100", "g_optimiser"} <= whole.tensors.keys() == broken.tensors.keys()
+    for name, group in whole.tensors.items():
+        assert checkpoint.tensors_digest(group) == checkpoint.tensors_digest(broken.tensors[name]), name
+    assert {k: v for k, v in whole.state.items() if k != "files"} == {
+        k: v for k, v in broken.state.items() if k != "files"
+    }

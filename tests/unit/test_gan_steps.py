@@ -76,12 +76,13 @@ def trained(config, steps=20):
 
 
 @pytest.mark.parametrize(
-    "changes, steps",
-    [({}, 20), (TRANSITION, 20), (PROJECTED, 6)],
-    ids=["concat", "transitional", "projected"],
+    "changes, size, steps",
+    [({}, 4, 20), (TRANSITION, 2, 20), (PROJECTED, 2, 6)],
+    ids=["concat, 2x4", "transitional, 4x2", "projected, 4x2"],
 )
-def test_micro_batches_change_nothing(changes, steps):
-    whole, cut = trained(config_of(**changes), steps), trained(config_of(**changes, micro_batch=2), steps)
+def test_micro_batches_change_nothing(changes, size, steps):
+    """With path lengths, mixing, two averages, disturbed conditions, and an ADA whose p moves."""
+    whole, cut = trained(config_of(**changes), steps), trained(config_of(**changes, micro_batch=size), steps)
     assert 0 < abs(whole["p"] - 0.5) < 0.5 and whole["path"] > 0
     torch.testing.assert_close(cut, whole, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(whole["g.constant"], whole["average.constant"])
@@ -101,7 +102,32 @@ def test_presets_are_the_published_numbers():
         keys = gan_presets.preset("auto", resolution, gpus)
         assert keys["batch"] == batch and keys["r1_gamma"] == pytest.approx(gamma)
         assert keys["ema_half_life"] == ema * 1000 and keys["discriminator"]["mbstd_group"] == 4
+        assert keys["generator"]["channel_base"] == (32768 if resolution >= 512 else 16384)
+        assert keys["g_optim"]["lr"] == (0.002 if resolution >= 1024 else 0.0025) and keys["ema_ramp"] == 0.05
+    fixed = {  # kimg, batch, mbstd group, channel_base, lr of D, gamma, EMA kimg, ramp, mapping layers of G
+        "stylegan2": (25_000, 32, 4, 32768, 0.002, 10, 10, None, 8),
+        "paper256": (25_000, 64, 8, 16384, 0.0025, 1, 20, None, 8),
+        "paper512": (25_000, 64, 8, 32768, 0.0025, 0.5, 20, None, 8),
+        "paper1024": (25_000, 32, 4, 32768, 0.002, 2, 10, None, 8),
+        "cifar": (100_000, 64, 32, 32768, 0.0025, 0.01, 500, 0.05, 2),
+        "wacv2024": (5_500, 64, 32, 32768, 0.0025, 0.01, 500, 0.05, 2),
+    }
     needed = {"run_dir": "r", "loader": {"index": "i"}, "features": "f"}
+    for name, (kimg, batch, group, base, lr, gamma, ema, ramp, layers) in fixed.items():
+        config = configs.from_dict(gan.Config, {**needed, "preset": name}, "t")
+        g, d = config.generator, config.discriminator
+        assert (config.total_images, config.batch, d.mbstd_group) == (kimg * 1000, batch, group)
+        assert (config.d_optim.lr, config.r1_gamma, config.r1_every, d.map_layers) == (lr, gamma, 16, 8)
+        assert (config.ema_half_life, config.ema_ramp, g.map_layers) == (ema * 1000, ramp, layers)
+        assert g.channel_base == d.channel_base == base and g.channel_max == d.channel_max == 512
+        assert g.z_dim == g.w_dim == 512 and g.map_lr == d.map_lr == 0.01 and g.clamp == d.clamp == 256
+        assert (config.augment.mode, config.augment.target, config.augment.speed_kimg) == ("ada", 0.6, 500)
+        assert (config.augment.every, config.augment.p, config.augment.p_max) == (4, 0, 0.8)
+        assert (config.path_length.every, config.path_length.decay, config.path_length.shrink) == (4, 0.01, 2)
+        small = name in ("cifar", "wacv2024")
+        assert d.architecture == ("orig" if small else "residual") and g.architecture == "skip"
+        assert (config.path_length.weight, config.style_mixing) == ((0, 0) if small else (2, 0.9))
+        assert config.g_optim.lr == pytest.approx(lr * (0.8 if small else 1)) and config.half_levels == 4
     wacv = configs.from_dict(gan.Config, {**needed, "preset": "wacv2024"}, "t")
     assert (wacv.batch, wacv.r1_gamma, wacv.total_images, wacv.augment.pipe) == (64, 0.01, 5_500_000, "bgcfnc")
     assert wacv.g_optim.lr == pytest.approx(0.0025 * 4 / 5) and wacv.g_optim.beta2 == pytest.approx(0.99**0.8)
@@ -111,9 +137,8 @@ def test_presets_are_the_published_numbers():
     assert configs.from_dict(gan.Config, configs.to_dict(over), "t") == over
     with pytest.raises(UserError, match="add resolution=128"):
         config_of(preset="auto")
-    for name in gan_presets.NAMES:
-        config = configs.from_dict(gan.Config, {**needed, "preset": name, "resolution": 256}, "t")
-        assert config.path_length.weight == (0 if name in ("cifar", "wacv2024") else 2)
+    assert {*fixed, "auto"} == set(gan_presets.NAMES)
+    assert configs.from_dict(gan.Config, {**needed, "preset": "auto", "resolution": 256}, "t").path_length.weight == 2
 
 
 def test_lazy_regularisation_is_corrected_for():

@@ -66,6 +66,18 @@ def test_parameter_counts_of_the_published_networks(name):
     assert sum(p.numel() for p in D.parameters()) == n_d
 
 
+@pytest.mark.parametrize("size", [16, 32, 64, 128, 256, 512, 1024, (64, 1024), (768, 512)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_size_and_number_of_colours_can_be_built(size, channels):
+    with torch.device("meta"):
+        G, D = Generator(512, 40, 512, size, channels), Discriminator(size, 40, channels)
+    levels = len(layers.sizes_up_to(size))
+    assert G.num_ws == 2 * levels and G.to_rgb[-1].weight.shape[0] == D.from_rgb[0].weight.shape[1] == channels
+    assert len(D.blocks) == levels - 1 and G.convs[-1].noise_const.shape[2:] == torch.Size(
+        [size, size][:2] if isinstance(size, int) else size
+    )
+
+
 @pytest.mark.parametrize("size", [32, (32, 48)])
 @pytest.mark.parametrize("g_architecture", ["skip", "residual", "orig"])
 @pytest.mark.parametrize("d_architecture", ["skip", "residual", "orig"])
@@ -85,6 +97,23 @@ def test_architectures_sizes_channels_and_half_types(size, g_architecture, d_arc
     (unconditional + conditional).sum().backward()
     for network in (G, D):
         assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_grey_images():
+    G, D = Generator(6, 0, 7, 16, 1, **SIZES), Discriminator(16, 0, 1, **SIZES, mbstd_group=2)
+    images = G(torch.randn(2, 6))
+    assert images.shape == (2, 1, 16, 16) and D(images).shape == (2,)
+
+
+def test_second_derivatives_leave_half_types():
+    D = small_discriminator()
+    D.precision = layers.Precision(torch.bfloat16, 2)
+    images, c = torch.randn(2, 3, 16, 16), torch.randn(2, 5)
+    coarse = D(images, c)
+    with layers.without_half(D):
+        fine = D(images, c)
+    D.precision = layers.Precision()
+    assert fine.equal(D(images, c)) and not fine.equal(coarse)
 
 
 def test_the_transition_starts_without_the_condition():

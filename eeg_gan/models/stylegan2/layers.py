@@ -3,8 +3,9 @@
 Feature maps are kept in channels_last. N batch, C channel, H W pixel, L synthesis layer.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,16 @@ class Precision:
     def at(self, level: int, levels: int, like: Tensor) -> torch.dtype:
         """The type of a level, 0 being the base size; `like` has the type of the others."""
         return self.half if self.half is not None and level >= levels - self.n_highest else like.dtype
+
+
+@contextlib.contextmanager
+def without_half(network: nn.Module) -> Iterator[None]:
+    """Within it the network computes in full precision: second derivatives are too coarse in a half type."""
+    before, network.precision = network.precision, Precision()
+    try:
+        yield
+    finally:
+        network.precision = before
 
 
 def full_precision(x: Tensor) -> torch.autocast:
