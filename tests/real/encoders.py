@@ -46,9 +46,9 @@ SSVEP = {
     "split": {"by": "given"},
 }
 SETS = {  # maker, its own prepare.yaml or what stands for it, keys of encode
-    "p300": ("make_p300", None, {"total_images": 60_000, "mix": 1.0}),
-    "ssvep": ("make_ssvep_cifar", SSVEP, {"total_images": 60_000, "augment": {"shift": 6, "scale": 0.3}}),
-    "muse": ("make_muse", None, {"total_images": 60_000, "mix": 1.0}),
+    "p300": ("make_p300", None, {"total_images": 30_000, "mix": 1.0}),
+    "ssvep": ("make_ssvep_cifar", SSVEP, {"total_images": 30_000, "augment": {"shift": 6, "scale": 0.3}}),
+    "muse": ("make_muse", None, {"total_images": 30_000, "mix": 1.0}),
 }
 ENCODE = {
     "loss": "supervised_contrastive",
@@ -112,7 +112,10 @@ def encoded(name: str, encoder: str, index: Path, folder: Path, subjects: bool) 
 
 def embedded(index: Path, run_dir: Path) -> dict[str, np.ndarray]:
     """Features [N, D] of both splits."""
-    call("embed", f"run_dir={run_dir}-features", f"loader.index={index}", f"encoder={run_dir}", "splits=[train,test]")
+    keys = {"run_dir": f"{run_dir}-features", "loader": {"index": str(index)}, "encoder": str(run_dir)}
+    path = Path(f"{run_dir}-features.yaml")
+    path.write_text(yaml.safe_dump({**keys, "splits": ["train", "test"]}))
+    call("embed", path)
     known = features.load(f"{run_dir}-features")
     own = np.array(known.meta["splits"])
     return {split: known.features.numpy()[own == split] for split in ("train", "test")}
