@@ -16,7 +16,7 @@ from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import StreamConfig
 from eeg_gan.distributed import seed_at
 
-__all__ = ["Batch", "LoaderConfig", "Reader", "balanced_at", "collate", "shuffled_at"]
+__all__ = ["Batch", "LoaderConfig", "Partners", "Reader", "balanced_at", "collate", "shuffled_at"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,23 @@ def balanced_at(
         visit = tour * classes_per_batch + int((drawn[:step] == c).sum())  # how often this class was drawn before
         indices.append(members[c][_trials_at(seed, int(c), len(members[c]), visit, trials_per_class)])
     return np.concatenate(indices)
+
+
+class Partners:
+    """Another trial of the same kind for each trial; `kinds` [N] numbers the kind of every trial."""
+
+    def __init__(self, kinds: np.ndarray):
+        _, self.kinds, self.sizes = np.unique(kinds, return_inverse=True, return_counts=True)
+        self.order = np.argsort(self.kinds, kind="stable")
+        self.starts = self.sizes.cumsum() - self.sizes
+        self.places = np.empty(len(self.order), dtype=np.int64)
+        self.places[self.order] = np.arange(len(self.order)) - self.starts[self.kinds[self.order]]
+
+    def of(self, trials: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """[b] one for each of `trials` [b], drawn evenly from the others of its kind; itself where it is alone."""
+        size, start = (a[self.kinds[trials]] for a in (self.sizes, self.starts))
+        step = 1 + (torch.rand(len(trials), generator=generator, dtype=torch.float64).numpy() * (size - 1)).astype(int)
+        return self.order[start + (self.places[trials] + step) % size]
 
 
 def _tour(seed: int, tour: int, n_classes: int, per_batch: int) -> np.ndarray:

@@ -35,11 +35,11 @@ LINES = (  # what the demo prints at the end: metric, what it is
 @dataclass(frozen=True)
 class Config:
     run_dir: str = "runs/demo"  # everything goes here; the same command again continues or says that all is done
-    image_size: Literal[16, 32] = 16  # pixels of the rendered images
-    images_per_class: int = 200  # different images of each of the 10 classes
+    image_size: Literal[16, 32] = 32  # pixels of the rendered images
+    images_per_class: int = 500  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 100_000  # trials for stage 1
+    encode_images: int = 60_000  # trials for stage 1
     align_images: int = 80_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 80_000  # images for stage 3
@@ -106,11 +106,11 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "prepare": {
             "source": {"name": "simulated", "simulated": simulated},
             "preprocess": {"highpass_hz": 0.5, "lowpass_hz": 40.0, "notch": True, "baseline": True},
-            "split": {"by": "stimulus", **seed},
+            "split": {"by": "stimulus", "train": 0.84, "val": 0.08, "test": 0.08, **seed},
         },
         "audit": seed,
         "encode": {
-            "encoder": {"name": "erp", "dim": 64, "filters": 64},
+            "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True},
             "triplet": {"mining": "semi_hard"},
             "mix": 1.0,
             "augment": augment,
@@ -118,7 +118,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "classes_per_batch": 10,
             "trials_per_class": 10,
             "total_images": config.encode_images,
-            "evaluate_every": max(config.encode_images // 6, 1),
+            "evaluate_every": max(config.encode_images // 3, 1),
             **seed,
         },
         "embed_triplet": {"verb": "embed", "encoder": "{run_dir}/encode"},
@@ -129,7 +129,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
             "total_images": config.align_images,
-            "evaluate_every": max(config.align_images // 6, 1),
+            "evaluate_every": max(config.align_images // 4, 1),
             **seed,
         },
         "embed": {"encoder": "{run_dir}/align"},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eeg_gan.augment.eeg import EEGAugmentConfig, blend, draw_and_apply
 from eeg_gan.config import to_dict
-from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at
+from eeg_gan.data.loader import LoaderConfig, Partners, Reader, balanced_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import Held, Stream, listed
 from eeg_gan.distributed import barrier, from_main, gather, generator_at, own_part, rank, seed_at
@@ -46,7 +46,7 @@ class Config:
     supervised_contrastive: SupervisedContrastiveConfig = field(default_factory=SupervisedContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
-    mix: float = 0.0  # blend each trial with up to this much of another of its class; raises what a class has in common
+    mix: float = 0.0  # blend each trial with up to this much of another of its class, and of its subject if it has a layer
     classes_per_batch: int = 16  # P; fewer where the data have fewer classes
     trials_per_class: int = 8  # K; the global batch is P x K trials
     total_images: int = 2_000_000  # trials to train on, over all processes
@@ -108,7 +108,9 @@ def run(config: Config) -> None:
         rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)
         part, layers = own_part(batch), layers_of(model.encoder, shards, "train")
-        batches = (streamed if config.loader.mode == "stream" else balanced)(config, shards, train, classes, images)
+        batches = (streamed if config.loader.mode == "stream" else balanced)(
+            config, shards, train, classes, images, layers
+        )
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
@@ -161,20 +163,22 @@ def reader(config: Config, shards: Shards, split: str) -> Reader | Held:
 
 
 def balanced(
-    config: Config, shards: Shards, train: Reader, classes: int, images: int
+    config: Config, shards: Shards, train: Reader, classes: int, images: int, layers: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """EEG [b, C, T] of this rank's part, labels [B] of the global batch, numbers [b] of the part's trials."""
     labels, batch = train.labels, classes * config.trials_per_class
+    alike = labels if layers is None else labels + (labels.max() + 1) * layers.numpy()
+    partners = Partners(alike)
     while True:
         indices = balanced_at(labels, config.seed, images, classes, config.trials_per_class)
         part = own_part(batch)
         own = torch.as_tensor(indices[part])
-        yield blended(train, indices, config, images, part), torch.as_tensor(labels[indices]), own
+        yield blended(train, indices, partners, config, images, part), torch.as_tensor(labels[indices]), own
         images += batch
 
 
 def streamed(
-    config: Config, shards: Shards, train: Held, classes: int, images: int
+    config: Config, shards: Shards, train: Held, classes: int, images: int, layers: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The same of streamed shards, in the order in which they come; it goes on at the start of an epoch."""
     loader, part = config.loader, own_part(classes * config.trials_per_class)
@@ -185,16 +189,13 @@ def streamed(
         yield batch["eeg"], gather(batch["label"]), torch.arange(0)  # streamed trials have no number
 
 
-def blended(train: Reader, indices: np.ndarray, config: Config, images: int, part: slice) -> Tensor:
-    """EEG [b, C, T] of this rank's part, each trial blended with another of its class."""
+def blended(train: Reader, indices: np.ndarray, partners: Partners, config: Config, images: int, part: slice) -> Tensor:
+    """EEG [b, C, T] of this rank's part, each trial blended with another of its class (and subject)."""
     eeg = train.batch(indices[part])["eeg"]
     if config.mix == 0:
         return eeg
     generator = generator_at(config.seed, "mix", images)
-    step = torch.randint(1, config.trials_per_class, (len(indices),), generator=generator).numpy()
-    place = np.arange(len(indices))
-    first = place - place % config.trials_per_class  # classes lie one after the other in a balanced batch
-    partner = indices[first + (place + step) % config.trials_per_class]
+    partner = partners.of(indices, generator)
     return blend(eeg, train.batch(partner[part])["eeg"], generator, config.mix, part, len(indices))
 
 

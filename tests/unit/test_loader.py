@@ -6,7 +6,7 @@ import torch
 
 from eeg_gan.config import UserError
 from eeg_gan.data.card import Card
-from eeg_gan.data.loader import LoaderConfig, Reader, balanced_at, shuffled_at
+from eeg_gan.data.loader import LoaderConfig, Partners, Reader, balanced_at, shuffled_at
 from eeg_gan.data.shards import Shards, write_shards
 from eeg_gan.data.trial import Sample
 
@@ -130,3 +130,14 @@ def test_reader_refuses_the_test_split(shards):
 def test_config_refuses_nonsense():
     with pytest.raises(ValueError, match="workers"):
         LoaderConfig("index.json", workers=-1)
+
+
+def test_partners_are_others_of_the_same_kind_and_all_of_them_come():
+    kinds = np.array([7, 3, 7, 7, 3, 9])
+    partners = Partners(kinds)
+    trials = np.repeat(np.arange(6), 200)
+    drawn = partners.of(trials, torch.Generator().manual_seed(0))
+    assert (kinds[drawn] == kinds[trials]).all()
+    assert (drawn[trials == 5] == 5).all() and (drawn != trials)[trials != 5].all()
+    assert set(drawn[trials == 0]) == {2, 3} and set(drawn[trials == 3]) == {0, 2} and set(drawn[trials == 1]) == {4}
+    assert (drawn == partners.of(trials, torch.Generator().manual_seed(0))).all()
