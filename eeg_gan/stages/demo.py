@@ -40,7 +40,7 @@ class Config:
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
     encode_images: int = 60_000  # trials for stage 1
-    align_images: int = 80_000  # trials for stage 2
+    align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 80_000  # images for stage 3
     judge_steps: int = 1000  # of the classifier that judges generated pictures
@@ -107,6 +107,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "source": {"name": "simulated", "simulated": simulated},
             "preprocess": {"highpass_hz": 0.5, "lowpass_hz": 40.0, "notch": True, "baseline": True},
             "split": {"by": "stimulus", "train": 0.84, "val": 0.08, "test": 0.08, **seed},
+            "workers": 2,
         },
         "audit": seed,
         "encode": {
