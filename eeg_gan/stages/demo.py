@@ -43,7 +43,7 @@ class Config:
     align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 80_000  # images for stage 3
-    judge_steps: int = 1000  # of the classifier that judges generated pictures
+    judge_steps: int = 600  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
 
@@ -146,8 +146,8 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "embed_image2eeg": {"verb": "embed", "image2eeg": "{run_dir}/image2eeg"},
         "gan": {
             "features": "{run_dir}/embed",
-            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
-            "discriminator": {"channel_base": 1024, "channel_max": 32, "map_lr": 1.0},
+            "generator": {"z_dim": 64, "w_dim": 64, "channel_base": 512, "channel_max": 32, "map_lr": 1.0},
+            "discriminator": {"channel_base": 512, "channel_max": 32, "map_lr": 1.0},
             "g_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "d_optim": {"lr": 5e-3, "beta1": 0.0, "beta2": 0.99},
             "augment": {"speed_kimg": 100},
