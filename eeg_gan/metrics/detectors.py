@@ -265,11 +265,12 @@ def fit_classifier(
     lr: float = 2e-3,
     seed: int = 0,
     after_step: Callable[[int], None] = lambda step: None,
+    half: bool = False,
 ) -> nn.Module:
     """Trains `model` on uint8 images [N, 3, H, W] and labels [N] with light augmentation; left in evaluation mode.
 
     Order, shifts and noise are functions of the seed; the weights' start is the caller's. `after_step` is told how many
-    steps are done.
+    steps are done. `half` trains in bfloat16 where that may be (autocast).
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
@@ -277,9 +278,10 @@ def fit_classifier(
     model.train()
     for step in range(1, steps + 1):
         own = torch.randint(len(images), (batch,), generator=generator)
-        logits = model(augmented(images[own.to(images.device)], generator).to(device))[1]
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = model(augmented(images[own.to(images.device)], generator).to(device))[1]
         optimiser.zero_grad()
-        F.cross_entropy(logits, labels[own.to(labels.device)].to(device)).backward()
+        F.cross_entropy(logits.float(), labels[own.to(labels.device)].to(device)).backward()
         optimiser.step()
         schedule.step()
         after_step(step)

@@ -35,6 +35,14 @@ def cure(device_type: str = "cpu") -> str:
     return _problem(device_type)[1]
 
 
+def computes_bfloat16(device_type: str = "cpu") -> bool:
+    """Whether the device multiplies bfloat16 by itself; a processor that cannot imitates it, slower than float32."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether the compiled `op` can be called on the device: the library may have been built without CUDA."""
     return _has_kernel(op, device_type)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.metrics.statistics import record
+from eeg_gan.ops import computes_bfloat16
 from eeg_gan.stages import demo_models, pipeline
 from eeg_gan.stages.loading import open_shards, read_generated
 from eeg_gan.training import runtime
@@ -42,8 +43,8 @@ class Config:
     encode_images: int = 60_000  # trials for stage 1
     align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
-    gan_images: int = 80_000  # images for stage 3
-    judge_steps: int = 600  # of the classifier that judges generated pictures
+    gan_images: int = 90_000  # images for stage 3
+    judge_steps: int = 1200  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
     seed: int = 0  # of every random draw
 
@@ -154,6 +155,8 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "r1_gamma": 0.05,
             "ema_half_life": 3000,
             "condition": {"noise": 0.4},
+            "precision": "bfloat16" if computes_bfloat16() else "auto",
+            "half_levels": 2,
             "total_images": config.gan_images,
             "snapshot_every": max(config.gan_images // 20, 1),
             "checkpoint_every": max(config.gan_images // 5, 1),

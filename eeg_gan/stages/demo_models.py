@@ -15,6 +15,7 @@ from eeg_gan.distributed import barrier, seed_at
 from eeg_gan.losses.contrastive import clip_loss
 from eeg_gan.metrics.detectors import SmallClassifier, augmented, fit_classifier
 from eeg_gan.models.image_tower import TINY_TOWER, TowerConfig, build_tower, tower_state
+from eeg_gan.ops import computes_bfloat16
 from eeg_gan.stages.loading import open_shards, unique_images
 from eeg_gan.training import checkpoint, runtime
 
@@ -54,9 +55,8 @@ def train_judge(config: JudgeConfig) -> None:
                 bar.update(step)
                 rt.check_stop()
 
-            fit_classifier(
-                model, *data["train"], steps=config.steps, lr=config.lr, seed=config.seed, after_step=after_step
-            )
+            half = computes_bfloat16()
+            fit_classifier(model, *data["train"], config.steps, 64, config.lr, config.seed, after_step, half)
         with torch.no_grad():
             accuracy = float((model(data["val"][0])[1].argmax(1) == data["val"][1]).float().mean())
         _save(rt, model.state_dict())
@@ -77,10 +77,13 @@ def train_tower(config: TowerTraining) -> None:
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=max(config.steps, 2))
         generator = torch.Generator().manual_seed(seed_at(config.seed, "tower", 0))
+        half = computes_bfloat16()
         with rt.bar(config.steps, label="tower") as bar:
             for step in range(config.steps):
                 picked = torch.randperm(len(images), generator=generator)[: config.batch]
-                views = [tower(augmented(images[picked], generator, shift=0.04, noise=12.0)) for _ in range(2)]
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    views = [tower(augmented(images[picked], generator, shift=0.04, noise=12.0)) for _ in range(2)]
+                views = [v.float() for v in views]
                 loss = clip_loss(*(F.normalize(v, dim=1) for v in views), scale=1 / TEMPERATURE)
                 loss = loss + F.cross_entropy(head(views[0]), labels[picked])
                 optimiser.zero_grad()

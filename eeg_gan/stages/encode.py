@@ -46,7 +46,7 @@ class Config:
     supervised_contrastive: SupervisedContrastiveConfig = field(default_factory=SupervisedContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
-    mix: float = 0.0  # blend each trial with up to this much of another of its class, and of its subject if it has a layer
+    mix: float = 0.0  # blend each trial with up to this much of another of its class (and subject, if they have layers)
     classes_per_batch: int = 16  # P; fewer where the data have fewer classes
     trials_per_class: int = 8  # K; the global batch is P x K trials
     total_images: int = 2_000_000  # trials to train on, over all processes
