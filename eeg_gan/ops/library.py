@@ -35,10 +35,8 @@ def cure(device_type: str = "cpu") -> str:
     return _problem(device_type)[1]
 
 
-def computes_bfloat16(device_type: str = "cpu") -> bool:
-    """Whether the device multiplies bfloat16 by itself; a processor that cannot imitates it, slower than float32."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+def computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 by itself; one that cannot imitates it, slower than float32."""
     known = torch.cpu.get_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 

@@ -47,9 +47,9 @@ def demo(tmp_path_factory):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    wait_for(lambda: (run_dir / "audit" / "run.json").exists(), process)
+    wait_for(lambda: (run_dir / "audit" / "run.json").exists(), process, seconds=240)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 75 and "Traceback" not in said, said
     before = json.loads((run_dir / "run.json").read_text())["seconds"]
     assert cli.main(words) == 0
@@ -74,7 +74,7 @@ def test_the_report_is_one_file(demo):
 def test_a_second_start_does_nothing(demo):
     run_dir, words, _ = demo
     before = (run_dir / "metrics.json").read_bytes(), (run_dir / "run.json").read_bytes()
-    done = subprocess.run([sys.executable, "-m", "eeg_gan", *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "eeg_gan", *words], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and "done" in done.stderr and "report.html" in done.stderr
     assert before == ((run_dir / "metrics.json").read_bytes(), (run_dir / "run.json").read_bytes())
 

@@ -35,12 +35,14 @@ def test_every_detector_has_its_name():
     assert DetectorConfig.__annotations__["name"].__args__ == tuple(DETECTORS)
 
 
-def test_classifier_learns_repeats_itself_and_returns_from_a_file(tmp_path):
+@pytest.mark.parametrize("half", [False, True])
+def test_classifier_learns_repeats_itself_and_returns_from_a_file(tmp_path, half):
     images, labels = pictures(64)
 
     def fitted():
         torch.manual_seed(0)
-        return fit_classifier(SmallClassifier(2, image_size=16), images, labels, steps=25, batch=32, seed=1)
+        model = SmallClassifier(2, image_size=16)
+        return fit_classifier(model, images, labels, steps=25, batch=32, seed=1, half=half)
 
     model = fitted()
     test_images, test_labels = pictures(40)

@@ -139,3 +139,12 @@ def test_importing_the_operators_takes_torch_and_numpy_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["eeg_gan"]
+
+
+@pytest.mark.parametrize(
+    "known, computes",
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True), ({"avx512_f": True}, False)],
+)
+def test_a_processor_computes_in_bfloat16_where_it_says_so(monkeypatch, known, computes):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert library.computes_bfloat16() is computes
