@@ -42,8 +42,10 @@ def adapted(run_dir: str, shards: Shards, config: EncoderConfig, with_head: bool
     same_data(found.state["data"], about_data(shards), run_dir, other_split=True)
     new = _new_subjects(shards, known, run_dir)
     encoder = new_encoder(base, shards, (*known, *new))
-    mean = torch.stack([found.tensors["encoder"][f"mixing.{i}"] for i in range(len(known))]).mean(0)
-    start = {f"mixing.{len(known) + i}": mean for i in range(len(new))}
+    start = {}
+    for layers in ("mixing", "readout") if base.readout else ("mixing",):
+        mean = torch.stack([found.tensors["encoder"][f"{layers}.{i}"] for i in range(len(known))]).mean(0)
+        start |= {f"{layers}.{len(known) + i}": mean for i in range(len(new))}
     checkpoint.restore(encoder, found.tensors["encoder"] | start, found.path)
     encoder.freeze_all_but(new)
     return Adapted(encoder, _head(found, shards, base, run_dir) if with_head else None, base, known)

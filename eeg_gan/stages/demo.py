@@ -40,7 +40,7 @@ class Config:
     images_per_class: int = 500  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 60_000  # trials for stage 1
+    encode_images: int = 80_000  # trials for stage 1
     align_images: int = 60_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 90_000  # images for stage 3
@@ -112,7 +112,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         },
         "audit": seed,
         "encode": {
-            "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True},
+            "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True, "readout": True},
             "triplet": {"mining": "semi_hard"},
             "mix": 1.0,
             "augment": augment,

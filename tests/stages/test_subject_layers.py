@@ -10,7 +10,7 @@ from conftest import commands, debug
 from eeg_gan import cli
 from eeg_gan.training import checkpoint
 
-SUBJECTS = ["encoder.subjects=true", "encoder.dropout=0"]
+SUBJECTS = ["encoder.subjects=true", "encoder.readout=true", "encoder.dropout=0"]
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,12 @@ def test_a_new_subject_is_learnt_by_its_layer_alone_and_resumes(base, newcomer, 
     old, new, unbroken = (checkpoint.newest(path).tensors["encoder"] for path in (base, tmp_path / "a", tmp_path / "b"))
     old = checkpoint.chosen(base).tensors["encoder"]
     first = len(checkpoint.chosen(base).state["subjects"])
-    added = {f"mixing.{first}", f"mixing.{first + 1}"}
+    kinds = ("mixing", "readout")
+    added = {f"{kind}.{first + i}" for kind in kinds for i in (0, 1)}
     assert new.keys() - old.keys() == added
-    mean = torch.stack([old[f"mixing.{i}"] for i in range(first)]).mean(0)
+    means = {kind: torch.stack([old[f"{kind}.{i}"] for i in range(first)]).mean(0) for kind in kinds}
     assert all(torch.equal(new[name], old[name]) for name in old), "everything else is frozen"
-    assert all(not torch.equal(new[name], mean) for name in added)
+    assert all(not torch.equal(new[name], means[name.split(".")[0]]) for name in added)
     assert all(torch.equal(new[name], unbroken[name]) for name in new)
     embed = ["embed", debug("embed"), f"loader.index={newcomer}", f"encoder={tmp_path}/a", f"run_dir={tmp_path}/e"]
     assert cli.main(embed) == 0

@@ -24,10 +24,11 @@ def given_layers(encoder):
     return encoder
 
 
+@pytest.mark.parametrize("readout", [False, True])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_layers_change_nothing_at_the_start(name):
+def test_layers_change_nothing_at_the_start(name, readout):
     torch.manual_seed(0)
-    config = EncoderConfig(name=name, dim=8, widths=(4, 4, 4, 4), subjects=True)
+    config = EncoderConfig(name=name, dim=8, widths=(4, 4, 4, 4), subjects=True, readout=readout)
     encoder = build_encoder(config, 3, 32, subjects=["a", "b"]).eval()
     x = torch.randn(4, 3, 32)
     torch.testing.assert_close(encoder(x, torch.tensor([0, 1, -1, 0])), encoder.encoder(x))
@@ -40,6 +41,25 @@ def test_each_trial_goes_through_the_layer_of_its_subject(encoder):
     mixed = torch.stack([x[0] + a @ x[0], x[1] + b @ x[1], x[2] + (a + b) / 2 @ x[2]])
     torch.testing.assert_close(encoder(x, torch.tensor([0, 1, -1])), encoder.encoder(mixed))
     torch.testing.assert_close(encoder(x[2:]), encoder(x, torch.tensor([0, 1, -1]))[2:])
+
+
+def test_each_trial_is_read_by_the_map_of_its_subject():
+    torch.manual_seed(0)
+    config = EncoderConfig(name="lstm", hidden=8, layers=1, dim=4, subjects=True, readout=True)
+    encoder = build_encoder(config, 3, 64, subjects=["a", "b"]).eval()
+    for layer in encoder.readout:
+        nn.init.normal_(layer)
+    x = torch.randn(3, 3, 64)
+    frames = x.unflatten(2, (32, 2)).mean(3).flatten(1)
+    a, b = encoder.readout
+    own = torch.stack([frames[0] @ a, frames[1] @ b, frames[2] @ (a + b) / 2])
+    wanted = nn.functional.normalize(encoder.encoder(x) + own, dim=1)
+    torch.testing.assert_close(encoder(x, torch.tensor([0, 1, -1])), wanted)
+
+
+def test_a_map_needs_subjects():
+    with pytest.raises(ValueError, match="encoder.subjects=true"):
+        EncoderConfig(readout=True)
 
 
 def test_unknown_subjects_are_said_once(encoder, caplog):

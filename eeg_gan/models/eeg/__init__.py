@@ -52,6 +52,7 @@ class EncoderConfig:
     )
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
     subjects: bool = False  # before any encoder: each subject of the training split has a layer over electrodes
+    readout: bool = False  # with subjects: each also has a linear map of the EEG, added to the encoder's feature
     zoo: ZooConfig = field(default_factory=ZooConfig)
 
     def __post_init__(self):
@@ -62,6 +63,8 @@ class EncoderConfig:
             raise ValueError(f"widths lists the channels of one block or more, each 1 or more; got {list(self.widths)}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability, so it must lie in [0, 1); got {self.dropout}")
+        if self.readout and not self.subjects:
+            raise ValueError("readout is a map of each subject's own, so it needs encoder.subjects=true")
         if (self.name == "zoo") != (self.zoo.model is not None):
             raise ValueError(
                 "name=zoo and zoo.model=NAME belong together: a network of braindecode, such as EEGConformer"
@@ -87,7 +90,10 @@ def build_encoder(
     else:
         options = {key: getattr(config, key) for key in OPTIONS[config.name] if getattr(config, key) is not None}
         encoder = ENCODERS[config.name](n_chans, n_times, config.dim, **options)
-    return SubjectEncoder(encoder, n_chans, subjects) if config.subjects else encoder
+    if not config.subjects:
+        return encoder
+    readout = (n_times, config.dim) if config.readout else None
+    return SubjectEncoder(encoder, n_chans, subjects, readout, 0.2 if config.dropout is None else config.dropout)
 
 
 def load_pretrained(encoder: nn.Module, config: EncoderConfig) -> None:

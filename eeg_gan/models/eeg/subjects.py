@@ -8,22 +8,34 @@ import logging
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eeg_gan.config import UserError
 
 UNKNOWN = -1  # the number of a subject without a layer
+FRAMES = 32  # means over time that a subject's linear map reads of each electrode
 log = logging.getLogger("eeg_gan")
 
 
 class SubjectEncoder(nn.Module):
     """x [B, C, T] of subjects [B] -> encoder(x + M_s x), M_s [C, C] of subject s, zero at the start.
 
+    With `readout` = (T, D) each subject also has a linear map R_s of the EEG, pooled to frames, zero at the start, and
+    the feature is the direction of encoder(x + M_s x) + R_s x: brains differ in how they respond, not in heads alone.
+
     Subject -1, or no subject, has the mean of the layers. As weights are the difference from the identity, weight
     decay pulls each subject towards having no layer.
     """
 
-    def __init__(self, encoder: nn.Module, n_chans: int, names: Sequence[str]):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        n_chans: int,
+        names: Sequence[str],
+        readout: tuple[int, int] | None = None,
+        dropout: float = 0.2,
+    ):
         super().__init__()
         if not names or not all(names):
             raise UserError(
@@ -33,14 +45,22 @@ class SubjectEncoder(nn.Module):
         self.encoder, self.names, self.frozen = encoder, tuple(names), False
         self._told: set[str] = set()
         self.mixing = nn.ParameterList(torch.zeros(n_chans, n_chans) for _ in names)
+        self.readout, self.dropout = None, nn.Dropout(dropout)
+        if readout is not None:
+            n_times, dim = readout
+            width = n_chans * min(FRAMES, n_times)
+            self.readout = nn.ParameterList(torch.zeros(width, dim) for _ in names)
 
-    # B batch, C electrode, T time sample, S subject
+    # B batch, C electrode, T time sample, S subject, P pooled EEG, D feature
     def forward(self, x_BCT: Tensor, subject: Tensor | None = None) -> Tensor:
-        m_SCC = torch.stack(list(self.mixing))
-        m_SCC = torch.cat([m_SCC, m_SCC.mean(0, keepdim=True)])  # the last one, -1, is the mean
         if subject is None:
             subject = torch.full((len(x_BCT),), UNKNOWN, device=x_BCT.device)
-        return self.encoder(torch.baddbmm(x_BCT, m_SCC[subject], x_BCT))
+        z_BD = self.encoder(torch.baddbmm(x_BCT, _with_mean(self.mixing)[subject], x_BCT))
+        if self.readout is None:
+            return z_BD
+        frames_BP = self.dropout(F.adaptive_avg_pool1d(x_BCT, min(FRAMES, x_BCT.shape[2])).flatten(1))
+        own_BSD = torch.einsum("bp,spd->bsd", frames_BP, _with_mean(self.readout))
+        return F.normalize(z_BD + own_BSD[torch.arange(len(x_BCT), device=x_BCT.device), subject], dim=-1)
 
     def numbers(self, names: Sequence[str]) -> Tensor:
         """The number of the layer of each named subject; -1 where there is none, which is said once."""
@@ -58,8 +78,9 @@ class SubjectEncoder(nn.Module):
     def freeze_all_but(self, names: Sequence[str]) -> None:
         """Nothing but the layers of `names` learns; what is frozen stays in evaluation mode."""
         self.requires_grad_(False)
-        for name, layer in zip(self.names, self.mixing, strict=True):
-            layer.requires_grad_(name in names)
+        for layers in (self.mixing, self.readout or ()):
+            for name, layer in zip(self.names, layers, strict=False):
+                layer.requires_grad_(name in names)
         self.frozen = True
         self.train(self.training)
 
@@ -68,3 +89,9 @@ class SubjectEncoder(nn.Module):
         if self.frozen:
             self.encoder.eval()
         return self
+
+
+def _with_mean(layers: nn.ParameterList) -> Tensor:
+    """[S + 1, ...] of which the last one, -1, is the mean."""
+    stacked = torch.stack(list(layers))
+    return torch.cat([stacked, stacked.mean(0, keepdim=True)])
