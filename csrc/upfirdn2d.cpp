@@ -257,7 +257,6 @@ struct LanesJob {
   int up, down;
   const int64_t *first_x, *phase_x, *first_y, *phase_y;  // as in Steps
   const float *wx[2], *wy[2];                            // taps of each phase
-  bool mirror;                                           // taps are the same from both ends
   bool past_caches;
 };
 
@@ -361,11 +360,6 @@ void run(const Plan<A>& plan, const Units& units) {
 template <class A>
 using Kernel = void (*)(const Plan<A>&, const Units&);
 
-template <class A>
-bool mirrored(const std::vector<A>& w) {
-  return std::equal(w.begin(), w.end(), w.rbegin());
-}
-
 // The job for upfirdn2d_lanes.h or upfirdn2d_planes.h, if it is one; `zeros` becomes its row of zeros.
 bool lanes_job(const Plan<float>& plan, std::vector<float>& zeros, LanesJob& lanes) {
   const UpfirdnJob& job = plan.job;
@@ -377,7 +371,7 @@ bool lanes_job(const Plan<float>& plan, std::vector<float>& zeros, LanesJob& lan
   const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0;
   lanes = {static_cast<const float*>(job.x), out, zeros.data(), plan.pixel, ay.size, ax.size, ay.out, ax.out,
            int(ax.up), int(ax.down), plan.sx.first.data(), plan.sx.phase.data(), plan.sy.first.data(),
-           plan.sy.phase.data(), {}, {}, ax.up == 1 && mirrored(plan.wx[0][0]) && mirrored(plan.wy[0]),
+           plan.sy.phase.data(), {}, {},
            aligned && plan.planes * (ay.size * plan.row + ay.out * ax.out * plan.pixel) * 4 > KEPT_IN_CACHES};
   for (int64_t p = 0; p < ax.up; ++p) lanes.wx[p] = plan.wx[0][p].data(), lanes.wy[p] = plan.wy[p].data();
   return true;
