@@ -117,6 +117,7 @@ def test_inference_over_two_ranks_keeps_the_order(tmp_path, total):
     "verb, words",
     [
         ("encode", ["encoder.dropout=0"]),
+        ("encode", ["encoder.dropout=0", "encoder.subjects=true", "loss=supervised_contrastive"]),
         ("align", []),
         ("gan", []),
     ],
