@@ -14,7 +14,7 @@ from eeg_gan.data import features
 from eeg_gan.metrics import detectors
 from eeg_gan.metrics.detectors import CIFAR_CLASSES, DetectorConfig, logit_columns, shown_name
 from eeg_gan.stages import gan_config
-from eeg_gan.stages.loading import _same_data, spread
+from eeg_gan.stages.loading import same_data, spread
 
 
 def copied(runs, folder, **meta):
@@ -71,9 +71,9 @@ def test_other_preprocessing_is_named():
     about = {"ch_names": ["Oz"], "n_times": 64, "sfreq": 64, "split_digest": "x"}
     trained = {**about, "preprocessing": {"config": {"highpass_hz": 0.5, "notch": True}, "source": {"path": "a"}}}
     given = {**about, "preprocessing": {"config": {"highpass_hz": 1.0, "notch": True}, "source": {"path": "b"}}}
-    _same_data(trained, {**given, "preprocessing": trained["preprocessing"]}, "run")
+    same_data(trained, {**given, "preprocessing": trained["preprocessing"]}, "run")
     with pytest.raises(UserError, match="highpass_hz: 0.5 -> 1.0"):
-        _same_data(trained, given, "run")
+        same_data(trained, given, "run")
 
 
 def test_spread_reaches_over_everything():
