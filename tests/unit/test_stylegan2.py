@@ -40,7 +40,9 @@ def test_shapes_and_gradients(c_dim, resolution):
 def test_configs_build_networks():
     config = GeneratorConfig(z_dim=4, w_dim=6, channel_base=64, channel_max=4, map_layers=1)
     G = Generator(c_dim=3, resolution=16, **asdict(config))
-    D = Discriminator(c_dim=3, resolution=16, **asdict(DiscriminatorConfig(64, 4, 1, 1)))
+    keys = asdict(DiscriminatorConfig(64, 4, 1, 1))
+    assert keys.pop("projected") is None  # names another discriminator
+    D = Discriminator(c_dim=3, resolution=16, **keys)
     assert D(G(torch.randn(1, 4), torch.randn(1, 3)), torch.randn(1, 3)).shape == (1,)
     with pytest.raises(ValueError, match="at least 1"):
         GeneratorConfig(z_dim=0)
