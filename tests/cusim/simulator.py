@@ -24,7 +24,7 @@ def why_not() -> str:
     if shutil.which("g++") is None:
         return "the simulator needs g++"
     if cuda_include() is None:
-        return "the simulator needs CUDA's headers (cuda_fp16.h): in CUDA_HOME, where nvcc has them, or in /usr/local/cuda"
+        return "the simulator needs CUDA's headers (cuda_fp16.h), of CUDA_HOME, of nvcc or in /usr/local/cuda"
     return ""
 
 

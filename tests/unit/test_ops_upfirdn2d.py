@@ -120,7 +120,8 @@ def test_4x4_taps(taps, up, down, last, side):
 def test_rows_of_every_width(up, down, last):
     """Rows that end in every place of a vector, and numbers of channels that blocks of vectors divide or not."""
     f = torch.outer(torch.randn(4), torch.randn(4))
-    shapes = [(1, c, 6, 5) for c in (16, 32, 48, 64, 80, 144)] if last else [(1, 2, 5, w) for w in (*range(1, 20), *range(30, 36), 48, 63, 65, 71)]
+    widths = (*range(1, 20), *range(30, 36), 48, 63, 65, 71)
+    shapes = [(1, c, 6, 5) for c in (16, 32, 48, 64, 80, 144)] if last else [(1, 2, 5, w) for w in widths]
     for number, shape in enumerate(shapes):
         pads = [(2, 1, 2, 1), (1, 1, 1, 1), (3, 5, 0, 4), (7, -1, -1, 9)][number % 4]
         pads = tuple(p + 3 if shape[3] < 4 else p for p in pads)
