@@ -163,13 +163,18 @@ const C* chunk_of(const T* from, C* buffer, int64_t n) {
   }
 }
 
-// Copies past the caches.
-void stream_out(const void* from, void* to, int64_t bytes) {
+// Copies past the caches, and fetches meanwhile what lies as far behind `next` and `also`, if they are given.
+void stream_out(const void* from, void* to, int64_t bytes, const void* next, const void* also) {
 #if defined(__SSE2__)
   if ((uintptr_t(to) | uintptr_t(bytes)) % 16 == 0) {
     const auto* p = static_cast<const __m128i*>(from);
     auto* q = static_cast<__m128i*>(to);
-    for (int64_t i = 0; i < bytes / 16; ++i) _mm_stream_si128(q + i, _mm_load_si128(p + i));
+    for (int64_t i = 0; i < bytes / 16; ++i) {
+      _mm_stream_si128(q + i, _mm_load_si128(p + i));
+      if (i % 4) continue;
+      if (next) _mm_prefetch(static_cast<const char*>(next) + bytes + i * 16, _MM_HINT_T1);
+      if (also) _mm_prefetch(static_cast<const char*>(also) + bytes + i * 16, _MM_HINT_T1);
+    }
     return;
   }
 #endif
@@ -286,13 +291,13 @@ C* place_of(const Streams<T>& s, T* to, C* buffer) {
   else return buffer;
 }
 template <class T, class C>
-void keep(const Streams<T>& s, const C* from, T* to, int64_t n, T* between) {
-  if constexpr (!std::is_same_v<T, C>) {
-    narrow(from, s.past_caches ? between : to, n);
-    if (s.past_caches) stream_out(between, to, n * sizeof(T));
-  } else if (s.past_caches) {
-    stream_out(from, to, n * sizeof(T));
-  }
+void keep(const Streams<T>& s, const C* from, T* results, int64_t at, int64_t n, T* between) {
+  T* to = results + at;
+  if constexpr (!std::is_same_v<T, C>) narrow(from, s.past_caches ? between : to, n);
+  if (!s.past_caches) return;
+  const void* values = from;
+  if constexpr (!std::is_same_v<T, C>) values = between;
+  stream_out(values, to, n * sizeof(T), s.in ? s.in + at : nullptr, s.ref ? s.ref + at : nullptr);
 }
 
 template <class T>
@@ -305,7 +310,7 @@ void chunk(int op, const ActForm& form, const ActNumbers<typename Computing<T>::
     if (!run) forward_run(form.act, false, x, w.bias, out, n, f);
     for (int64_t i = 0, c = 0; run && i < n; i += run, c = c + 1 == n_channels ? 0 : c + 1)
       forward_run(form.act, true, x + i, w.bias + c, out + i, std::min(run, n - i), f);
-    keep(s, out, s.out + at, n, w.narrow);
+    keep(s, out, s.out, at, n, w.narrow);
     return;
   }
   const C* ref = chunk_of(s.ref + at, w.ref, n);
@@ -317,11 +322,11 @@ void chunk(int op, const ActForm& form, const ActNumbers<typename Computing<T>::
   if (op == BIAS_ACT_DOUBLE_BACKWARD && s.out2) {
     C* out2 = place_of(s, s.out2 + at, w.out2);
     double_run(form.act, form.by_x, v, chunk_of(s.dy + at, w.dy, n), ref, w.bias, out, out2, n, f);
-    keep(s, out2, s.out2 + at, n, w.narrow);
+    keep(s, out2, s.out2, at, n, w.narrow);
   } else {
     backward_run(form.act, form.by_x, v, ref, w.bias, out, n, f);
   }
-  keep(s, out, s.out + at, n, w.narrow);
+  keep(s, out, s.out, at, n, w.narrow);
 }
 
 template <class T>

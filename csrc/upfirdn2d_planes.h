@@ -13,12 +13,15 @@ struct LineJob {
   float* memory;                 // column 0 of the first line; column `left` is aligned
 };
 
+constexpr int64_t AHEAD = 1024;  // values: what follows in memory is wanted soon, and asked for already
+
 template <int TAPS>
 inline __attribute__((always_inline)) void sum_rows(const float* const* rows, const float* w, float* to, int64_t n) {
   const auto at = [&](int64_t i) __attribute__((always_inline)) {
     Lanes sum = w[0] * load(rows[0] + i);
     for (int k = 1; k < TAPS; ++k) sum += w[k] * load(rows[k] + i);
     store(to + i, sum);
+    for (int k = TAPS / 2; k < TAPS; ++k) __builtin_prefetch(rows[k] + i + AHEAD);
   };
   if (n < LANES) {
     for (int64_t i = 0; i < n; ++i) {

@@ -166,6 +166,28 @@ def test_number_of_threads_changes_no_bit(layout):
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(8, 16, 231, 231), (16, 64, 80, 80)])
+def test_large_results_are_written_past_the_caches(shape, layout, dtype):
+    """As if made image by image, which stay in the caches."""
+    x, dy, v = (LAYOUTS[layout](*shape).to(dtype) for _ in range(3))
+    b = torch.randn(shape[1])
+    assert 2 * x.nbytes > 24 << 20
+
+    def results(x, dy, v):
+        x, dy = (t.detach().requires_grad_() for t in (x, dy))
+        y = ops.bias_act(x, b, act="swish", clamp=1.5)
+        (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+        return [t.detach() for t in (y, dx, *torch.autograd.grad(dx, (dy, x), v))]
+
+    parts = [results(*(t[i : i + 1] for t in (x, dy, v))) for i in range(len(x))]
+    assert 5 * parts[0][0].nbytes < 24 << 20
+    for whole, images in zip(results(x, dy, v), zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(whole, torch.cat(images), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+@compiled
 def test_sums_are_exact_over_many_elements():
     dy = torch.rand(64, 3, 200, 211)
     b = torch.zeros(3, requires_grad=True)

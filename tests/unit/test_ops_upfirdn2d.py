@@ -115,6 +115,37 @@ def test_4x4_taps(taps, up, down, last, side):
         torch.testing.assert_close(y.double(), definition(x, f, (up, up), (down, down), pads, False, 2.0), **close)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+def test_rows_of_every_width(up, down, last):
+    """Rows that end in every place of a vector, and numbers of channels that blocks of vectors divide or not."""
+    f = torch.outer(torch.randn(4), torch.randn(4))
+    widths = (*range(1, 20), *range(30, 36), 48, 63, 65, 71)
+    shapes = [(1, c, 6, 5) for c in (16, 32, 48, 64, 80, 144)] if last else [(1, 2, 5, w) for w in widths]
+    for number, shape in enumerate(shapes):
+        pads = [(2, 1, 2, 1), (1, 1, 1, 1), (3, 5, 0, 4), (7, -1, -1, 9)][number % 4]
+        pads = tuple(p + 3 if shape[3] < 4 else p for p in pads)
+        x = torch.randn(shape).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        with served_by("kernel"):
+            y = ops.upfirdn2d(x, f, up, down, pads)
+        with library.twins():
+            expected = ops.upfirdn2d(x.double(), f, up, down, pads)
+        torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5, msg=lambda m, s=shape: f"{s}: {m}")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
+def test_large_results_are_written_past_the_caches(up, down, last):
+    x = torch.randn(1, 64, 176, 176) if up == 2 else torch.randn(2, 64, 256, 224)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    pads = [2, 1, 2, 1] if up == 2 else [2, 1, 2, 1] if down == 1 else [1, 1, 1, 1]
+    with served_by("kernel"):
+        y = ops.upfirdn2d(x, TAPS, up, down, pads)
+    assert x.nbytes + y.nbytes > 24 << 20
+    with library.twins():
+        torch.testing.assert_close(y, ops.upfirdn2d(x, TAPS, up, down, pads), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("up", "down", "taps"), [(1, 1, 5), (2, 3, 12), (3, 2, 7), (4, 1, 3)])
 def test_one_row_is_scipys(up, down, taps, side):
