@@ -30,10 +30,10 @@ void for_each_unit(int64_t units, int64_t grain, const F& f) {
   });
 }
 
-// Bytes of operands and results together from which a result is better written past the caches, where nothing of it
-// would be left: that saves reading what is about to be overwritten. Three quarters of what a group of cores usually
-// has as its last cache; sysconf would tell that of all groups together.
-constexpr int64_t KEPT_IN_CACHES = int64_t(24) << 20;
+// Bytes of operands and results together from which a result is better written past the caches, where little of it
+// would be left: that saves reading what is about to be overwritten. Half of what a group of cores usually has as its
+// last cache, which other programs use too; sysconf would tell that of all groups together.
+constexpr int64_t KEPT_IN_CACHES = int64_t(16) << 20;
 
 }  // namespace eeg_gan
 

@@ -9,7 +9,9 @@ import ctypes
 import itertools
 import json
 import math
+import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -133,22 +135,29 @@ def filtered(function, f, options):
 
 
 class Clock:
-    """Seconds of one call, on the GPU by its events."""
+    """Seconds of one call, on the GPU by its events.
+
+    On a CPU, a sample during which the kernel took a core away for another program is left out as long as there are
+    others, the same for all sides.
+    """
 
     def __init__(self, device, rounds):
-        self.cuda, self.rounds = device == "cuda", rounds
+        self.cuda, self.rounds, self.disturbed = device == "cuda", rounds, 0.0
 
     def __call__(self, calls):
-        times = [[] for _ in calls]
+        samples = [[] for _ in calls]
         for call in calls:
             call()
         start = time.perf_counter()
-        for done in range(self.rounds):
-            if done >= 3 and time.perf_counter() - start > 3:
+        while min(sum(not taken for _, taken in own) for own in samples) < self.rounds:
+            if len(samples[0]) >= 3 and time.perf_counter() - start > 3:
                 break
-            for call, seconds in zip(calls, times, strict=True):
-                seconds.append(self.once(call))
-        return [statistics.median(t) for t in times]
+            for call, own in zip(calls, samples, strict=True):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+                seconds = self.once(call)
+                own.append((seconds, not self.cuda and resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > before))
+        self.disturbed = statistics.mean(taken for own in samples for _, taken in own)
+        return [statistics.median([t for t, taken in own if not taken] or [t for t, _ in own]) for own in samples]
 
     def once(self, call):
         if not self.cuda:
@@ -194,6 +203,7 @@ def measured(clock, op, name, ours, others, leaves, bytes_forward, bytes_backwar
         "forward_ratio": min(forward[1:]) / forward[0],
         "both_ratio": min(whole[1:]) / whole[0],
         "copy_GB_per_s": bandwidth / 1e9,
+        "disturbed": clock.disturbed,
         "forward_share": bytes_forward / forward[0] / bandwidth,
         "both_share": (bytes_forward + bytes_backward) / whole[0] / bandwidth_again,
     }
@@ -247,24 +257,33 @@ def main():
     options = parser.parse_args()
     keep_freed_memory()
     print(f"compiled operators: {'in use' if ops.available() else ops.why_not()}")
-    rows = list(run("cpu", options.quick, options.op))
-    for op in options.op:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not measured"
+    print(f"GPU: {gpu}")
+    rows = kept(options.json, options.op) if options.json else []
+    for device in ("cpu",) if gpu == "not measured" else ("cuda", "cpu"):  # a run cut short still has the GPU's
+        measured_now = []
+        for row in run(device, options.quick, options.op):
+            measured_now.append(row)
+            if options.json:
+                write(options.json, gpu, rows + measured_now)
+        summarise(device, measured_now)
+        rows += measured_now
+
+
+def summarise(device, rows):
+    for op in dict.fromkeys(row["op"] for row in rows):
         for part, words in ("forward", "forward"), ("both", "forward + backward"):
             ratios = [row[f"{part}_ratio"] for row in rows if row["op"] == op]
-            median = statistics.median(ratios)
-            print(f"{op}: {words} {min(ratios):.2f} to {max(ratios):.2f}, median {median:.2f} (aim {LIMITS[op]})")
-    if torch.cuda.is_available():
-        print(torch.cuda.get_device_name())
-        rows += run("cuda", options.quick, options.op)
-    else:
-        print("CUDA: not measured (no GPU)")
-    if options.json:
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not measured"
-        processor = platform.processor() or platform.machine()
-        machine = {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu}
-        rows = kept(options.json, options.op) + rows
-        with open(options.json, "w") as file:
-            json.dump({"machine": machine, "torch": torch.__version__, "rows": rows}, file, indent=1)
+            aim = f" (aim on a CPU {LIMITS[op]})" if device == "cpu" else ""
+            print(f"{op}: {words} {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}{aim}")
+
+
+def write(path, gpu, rows):
+    processor = platform.processor() or platform.machine()
+    machine = {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu}
+    with open(f"{path}.partial", "w") as file:
+        json.dump({"machine": machine, "torch": torch.__version__, "rows": rows}, file, indent=1)
+    os.replace(f"{path}.partial", path)
 
 
 if __name__ == "__main__":

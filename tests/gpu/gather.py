@@ -1,6 +1,10 @@
-"""Gathers what tests/gpu/run_all.sh has left in a folder into one JSON file: gather.py FOLDER OUT."""
+"""Gathers what tests/gpu/run_all.sh has left in a folder so far into one JSON file: gather.py FOLDER OUT.
+
+The exit code is 1 if a part has failed.
+"""
 
 import json
+import os
 import platform
 import re
 import sys
@@ -15,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def gather(work: Path) -> dict:
     parts = {}
     for name in ("build", "tests", "bench"):
+        if not (work / f"{name}.end").exists():
+            parts[name] = {"code": None}  # not ended
+            continue
         code, seconds = (work / f"{name}.end").read_text().split()
         parts[name] = {"code": int(code), "seconds": int(seconds)}
         if code != "0":
@@ -55,5 +62,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{re.sub('[^a-z0-9]+', '-', (found['machine']['gpu'] or 'no-gpu').lower())}.json"
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{found['counts']}, {found['parts']}\nwritten: {file}")
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(partial, file)
+    codes = {name: part["code"] for name, part in found["parts"].items()}
+    print(f"{found['counts']}, exit codes {codes}\nwritten: {file}")
+    sys.exit(any(codes.values()))

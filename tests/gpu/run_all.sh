@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the kernels for the GPU of this machine, runs every GPU test and the bench of the operators, within 8 minutes,
-# and writes one JSON into $OUT, or tests/bench/results. A part that fails or takes too long does not end the others.
+# and writes one JSON into $OUT, or tests/bench/results, again after each part, so that a run cut short leaves it too.
+# A part that fails or takes too long does not end the others; it makes the exit code 1.
 # PYTHON names a Python that has torch; --anyway goes through without a GPU, where the tests skip.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -27,23 +28,28 @@ part() {  # NAME SECONDS COMMAND...: what it says goes to the screen and into a 
   local name=$1 seconds=$2 start=$SECONDS code
   shift 2
   echo "== $name (at most $seconds s)"
-  timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee "$work/$name.log"
+  timeout --kill-after=5 "$seconds" "$@" 2>&1 | tee "$work/$name.log"
   code=${PIPESTATUS[0]}
-  [ "$code" != 124 ] || echo "$name took too long and was ended"
+  case $code in 124 | 137) echo "$name took too long and was ended" ;; esac
   echo "$code $((SECONDS - start))" > "$work/$name.end"
+  timeout 30 "$python" tests/gpu/gather.py "$work" "${OUT:-tests/bench/results}" || ended=1
 }
+ended=0
 
+missing=()
 for module in ninja pytest numpy scipy hypothesis; do
-  "$python" -c "import $module" 2>/dev/null || timeout 60 "$python" -m pip install -q "$module" || echo "$module cannot be had"
+  "$python" -c "import $module" 2>/dev/null || missing+=("$module")
 done
+[ ${#missing[@]} = 0 ] || timeout 60 "$python" -m pip install -q --retries 0 --timeout 10 "${missing[@]}" \
+  || echo "cannot be had here: ${missing[*]}"
 if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
   TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch
 if torch.cuda.is_available(): print("%d.%d" % torch.cuda.get_device_capability())')
 fi
 export TORCH_CUDA_ARCH_LIST EEG_GAN_RESULTS=$work/tests.jsonl
-part build "$(left 240)" "$python" setup.py -q build_ext --inplace
+part build "$(left 230)" "$python" setup.py -q build_ext --inplace
 # Neither the settings nor the fixtures of the other tests: they need packages that a GPU machine may lack.
-part tests "$(left 120)" env PYTHONPATH="tests/gpu${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest -q -o addopts= \
+part tests "$(left 130)" env PYTHONPATH="tests/gpu${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest -q -o addopts= \
   --confcutdir=tests/gpu -p gpu_plugin tests/gpu
-part bench "$(left 0)" "$python" tests/bench/ops.py --json "$work/bench.json"
-"$python" tests/gpu/gather.py "$work" "${OUT:-tests/bench/results}"
+part bench "$(left 20)" "$python" tests/bench/ops.py --json "$work/bench.json"
+exit $ended

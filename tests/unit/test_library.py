@@ -1,6 +1,7 @@
 """Which kernels serve, why not, and the cure: in the library's words and the doctor's."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,27 @@ def test_importing_the_operators_takes_torch_and_numpy_alone():
 def test_a_processor_computes_in_bfloat16_where_it_says_so(monkeypatch, known, computes):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     assert library.computes_bfloat16() is computes
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_compiled_at_import_or_at_the_first_call(there, tmp_path):
+    """No program is started: with the library, and with the twins where there is none."""
+    code = """
+import sys, torch, numpy
+def watch(event, arguments):
+    if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty"):
+        raise AssertionError(f"{event} {arguments}")
+sys.addaudithook(watch)
+from eeg_gan import ops
+x = torch.randn(1, 2, 8, 8, requires_grad=True)
+y = ops.bias_act(ops.upsample2d(x, ops.setup_filter([1, 3, 3, 1])), torch.zeros(2), act="lrelu")
+(gradient,) = torch.autograd.grad(ops.affine_warp(y, torch.eye(2, 3)[None]).sum(), x, create_graph=True)
+torch.autograd.grad(gradient.square().sum(), x, allow_unused=True)
+print(ops.available())
+"""
+    environment = dict(os.environ)
+    if not there:
+        environment["EEG_GAN_LIBRARY"] = str(tmp_path / "none.so")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(there and library.available())

@@ -3,8 +3,11 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from eeg_gan import ops
@@ -75,6 +78,62 @@ def test_layouts_and_dimensions(layout, shape):
         agree(x, torch.randn(shape[dim]), dim=dim - 4, act="swish")
     y = ops.bias_act(x, torch.randn(shape[1]), act="relu")
     assert layout not in ("contiguous", "channels_last", "transposed") or y.stride() == x.stride()
+
+
+FORMULAS = {  # value and slope at v, with the slope alpha of lrelu and the scale alpha of elu
+    "linear": (lambda v, a: v, lambda v, a: np.ones_like(v)),
+    "relu": (lambda v, a: np.maximum(v, 0), lambda v, a: (v > 0) * 1.0),
+    "lrelu": (lambda v, a: np.where(v > 0, v, a * v), lambda v, a: np.where(v > 0, 1, a)),
+    "tanh": (lambda v, a: np.tanh(v), lambda v, a: np.cosh(v) ** -2),
+    "sigmoid": (lambda v, a: 1 / (1 + np.exp(-v)), lambda v, a: np.exp(-v) / (1 + np.exp(-v)) ** 2),
+    "elu": (lambda v, a: np.where(v > 0, v, a * np.expm1(v)), lambda v, a: np.where(v > 0, 1, a * np.exp(v))),
+    "selu": (
+        lambda v, a: module.SELU_GAIN * np.where(v > 0, v, module.SELU_ALPHA * np.expm1(v)),
+        lambda v, a: module.SELU_GAIN * np.where(v > 0, 1, module.SELU_ALPHA * np.exp(v)),
+    ),
+    "softplus": (lambda v, a: np.log1p(np.exp(v)), lambda v, a: 1 / (1 + np.exp(-v))),
+    "swish": (
+        lambda v, a: v / (1 + np.exp(-v)),
+        lambda v, a: (1 + np.exp(-v) * (1 + v)) / (1 + np.exp(-v)) ** 2,
+    ),
+}
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_jobs_are_the_definition(data):
+    """Value and derivatives by x and b, in NumPy float64."""
+    draw = data.draw
+    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    order = draw(st.permutations(range(len(shape))))
+    dim, act = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.sampled_from(ACTS))
+    gain = draw(st.sampled_from([None, 0.5, -1.5, 3.0]))
+    clamp, alpha = draw(st.sampled_from([None, 0.3, 1.0])), draw(st.sampled_from([0.0, 0.1, 0.7, -0.4]))
+    dtype, step = draw(st.sampled_from([torch.float32, torch.float64])), draw(st.sampled_from([1, 2]))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    x = torch.randn([shape[i] * step for i in order], generator=random, dtype=dtype)
+    x = x[(slice(None, None, step),) * len(shape)].permute([order.index(i) for i in range(len(shape))])
+    b, dy = (torch.randn(s, generator=random, dtype=dtype) for s in (shape[dim], shape))
+    x.requires_grad_(), b.requires_grad_()
+    y = ops.bias_act(x, b, dim, act, alpha, gain, clamp)
+    dx, db = torch.autograd.grad(y, (x, b), dy)
+
+    gain = ops.ACTIVATIONS[act][0] if gain is None else gain
+    along = tuple(-1 if i == dim % len(shape) else 1 for i in range(len(shape)))
+    v = x.detach().double().numpy() + b.detach().double().numpy().reshape(along)
+    value, slope = (gain * f(v, alpha) for f in FORMULAS[act])
+    if clamp is not None:
+        if (np.abs(np.abs(value) - clamp) < 1e-5).any():
+            return  # rounding decides on which side of the bound a value lies
+        value, slope = np.clip(value, -clamp, clamp), slope * (np.abs(value) < clamp)
+    close = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 1e-11}
+    assert y.shape == x.shape
+    torch.testing.assert_close(y.double(), torch.from_numpy(value), **close)
+    wanted = dy.double().numpy() * slope
+    torch.testing.assert_close(dx.double(), torch.from_numpy(wanted), **close)
+    others = tuple(i for i in range(len(shape)) if i != dim % len(shape))
+    scale = max(1.0, np.abs(wanted).sum(others).max())
+    torch.testing.assert_close(db.double(), torch.from_numpy(wanted.sum(others)), rtol=0, atol=close["atol"] * scale)
 
 
 @compiled
@@ -191,8 +250,8 @@ def test_large_results_are_written_past_the_caches(shape, layout, dtype):
 def test_sums_are_exact_over_many_elements():
     dy = torch.rand(64, 3, 200, 211)
     b = torch.zeros(3, requires_grad=True)
-    for given in (dy, dy.contiguous(memory_format=torch.channels_last)):
-        (db,) = torch.autograd.grad(ops.bias_act(torch.zeros_like(given), b, gain=2.0), b, given)
+    for laid_out in (dy, dy.contiguous(memory_format=torch.channels_last)):
+        (db,) = torch.autograd.grad(ops.bias_act(torch.zeros_like(laid_out), b, gain=2.0), b, laid_out)
         torch.testing.assert_close(db.double(), 2 * dy.double().sum((0, 2, 3)), rtol=1e-6, atol=0)
 
 
@@ -225,8 +284,8 @@ def test_opcheck(act, gain, clamp):
         torch.library.opcheck(torch.ops.eeg_gan.bias_act.default, (x, b, *numbers))
         ref = (x, b) if by_x else (torch.randn_like(x).requires_grad_(), None)
         torch.library.opcheck(torch.ops.eeg_gan.bias_act_backward.default, (dy, *ref, *numbers, by_x, True))
-        given = (ddx, torch.randn(3), dy, *ref, *numbers, by_x, bent, bent and by_x)
-        torch.library.opcheck(torch.ops.eeg_gan.bias_act_double_backward.default, given)
+        arguments = (ddx, torch.randn(3), dy, *ref, *numbers, by_x, bent, bent and by_x)
+        torch.library.opcheck(torch.ops.eeg_gan.bias_act_double_backward.default, arguments)
 
 
 @compiled
