@@ -14,7 +14,7 @@ namespace eeg_gan {
 namespace {
 
 constexpr int64_t BLOCK = 32;   // tiles whose values at all points stay in the second cache
-constexpr int64_t SUPER = 256;  // tiles of the weight's gradient between two sums; a multiple of BLOCK
+constexpr int64_t SUPER = 128;  // tiles of the weight's gradient between two sums; a multiple of BLOCK
 
 struct Conv3x3 {
   const float *x, *weight, *dy;

@@ -74,6 +74,14 @@ INLINE void points_to_taps(const Lanes* u, Lanes* g, int from, int to) {
 // Sides of patches: 6 of inputs, 4 of outputs; a patch at (y, x) of an image [h, w, channels] is zero outside of it.
 template <int SIDE>
 INLINE void read_patch(const float* image, int64_t y, int64_t x, const Conv3x3& job, int64_t channels, Lanes* patch) {
+  if (y >= 0 && x >= 0 && y + SIDE <= job.h && x + SIDE <= job.w) {
+    const float* corner = image + (y * job.w + x) * channels;
+#pragma GCC unroll 6
+    for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 6
+      for (int j = 0; j < SIDE; ++j) patch[i * SIDE + j] = load(corner + (i * job.w + j) * channels);
+    return;
+  }
   for (int i = 0; i < SIDE; ++i)
     for (int j = 0; j < SIDE; ++j) {
       const bool inside = y + i >= 0 && y + i < job.h && x + j >= 0 && x + j < job.w;

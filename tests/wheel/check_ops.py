@@ -68,6 +68,11 @@ def main() -> None:
         if library.facts()["cuda"]:
             found = torch._C._dispatch_has_kernel_for_dispatch_key(f"eeg_gan::{name}", "CUDA")
             assert found, f"no CUDA kernel of {name}"
+    assert library.has_kernel("conv3x3", "cpu"), "no CPU kernel of conv3x3"
+    x, weight = torch.randn(2, 32, 13, 10), torch.randn(64, 32, 3, 3)
+    values = ops.conv3x3(x, weight)
+    with library.twins():
+        torch.testing.assert_close(values, ops.conv3x3(x, weight), rtol=0, atol=1e-3)
     if torch.version.cuda and library.facts()["cuda"]:  # looked up as the loader did it: in what the library links to
         assert ctypes.CDLL(str(library.path())).aoti_torch_get_current_cuda_stream
     names, count = list(calls(torch.zeros(1, 8, 4, 4), torch.float32)), 0
