@@ -41,7 +41,11 @@ def updated_p(p: float, sign_mean: float, images: int, config: AdaptiveConfig) -
 
 @dataclass
 class Adaptive:
-    """The state of the controller, equal on all ranks; sums wait as tensors so that observing does not stall a GPU."""
+    """The state of the controller, equal on all ranks; sums wait as tensors so that observing does not stall a GPU.
+
+    As the paper's r_t (Karras et al. 2020, arXiv 2006.06676, section 3) it counts each real image of the last batches
+    once; published code counts those of R1 steps, one batch in sixteen, a second time.
+    """
 
     config: AdaptiveConfig
     p: float = 0.0

@@ -154,6 +154,8 @@ def read_index(path: Path) -> tuple[dict[str, Any], bytes]:
         index = json.loads(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such index; run prepare, or set loader.index to its index.json") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; set loader.index to the index.json that prepare wrote there") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); {CURE}") from None
     if not isinstance(index, dict) or index.get("version") not in READABLE:

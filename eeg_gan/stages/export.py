@@ -18,6 +18,7 @@ from eeg_gan.config import UserError
 from eeg_gan.distributed import generator_at
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.ops import _upfirdn2d, library
+from eeg_gan.stages.generate_draw import check_psi
 from eeg_gan.stages.loading import load_generator
 from eeg_gan.training import checkpoint, runtime
 
@@ -40,6 +41,7 @@ class Config:
     def __post_init__(self):
         if not self.formats or len(set(self.formats)) < len(self.formats):
             raise ValueError(f"formats names each format once; got {list(self.formats)}")
+        check_psi(self.psi)
         if not self.tolerance > 0 or self.seed < 0 or (self.cutoff is not None and self.cutoff < 1):
             raise ValueError("tolerance is above 0, seed 0 or more, cutoff 1 or more")
 

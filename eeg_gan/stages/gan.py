@@ -33,16 +33,15 @@ from eeg_gan.stages.gan_steps import (
     update_averages,
 )
 from eeg_gan.stages.loading import about_data, load_features, open_shards, spread, to_uint8, unique_images
-from eeg_gan.training import checkpoint, runtime
+from eeg_gan.training import checkpoint, kernels, runtime
 from eeg_gan.training.log import grid
 
 log = logging.getLogger("eeg_gan")
 
 
-
 def run(config: Config) -> None:
     check_groups(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a run directory is claimed
-    with runtime.start("gan", config) as rt:
+    with runtime.start("gan", config) as rt, kernels.chosen(rt.device, config.deterministic):
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"))
@@ -59,7 +58,7 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
         players.load_state_dict({**players.state_dict(), **state.get("players", {})})
         if images == 0 and config.transfer.run is not None:
-            _transfer(players, config)
+            _transfer(players, config, shards.split_digest)
         train_discriminator(players, config)
         best = state.get("best")
         rt.start_log(images)
@@ -131,11 +130,16 @@ def _go_back(rt: runtime.Runtime, players: Players, images: int) -> int:
     return to
 
 
-def _transfer(players: Players, config: Config) -> None:
+def _transfer(players: Players, config: Config, split_digest: str) -> None:
     """Takes from another run every tensor of the same name and shape; the averages start from its average."""
     found = checkpoint.chosen(config.transfer.run)
     if "average" not in found.tensors:
         raise UserError(f"transfer.run={config.transfer.run} holds no generator; give the run_dir of gan")
+    if found.state["data"]["split_digest"] != split_digest:
+        log.warning(
+            "%s was trained on another split or other data; where both share pictures, it may have seen held-out ones",
+            config.transfer.run,
+        )
     same_sight = found.state.get("tower") == players.tower
     given = {"g": found.tensors["g"], "d": found.tensors["d"] if same_sight else {}}
     for name, network in players.networks().items():

@@ -78,7 +78,8 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = (
         "auto"  # of the highest resolutions; auto: bfloat16 on a GPU, float32 elsewhere
     )
-    half_levels: int = 4  # highest resolutions that compute in a half type
+    half_levels: int = 4  # highest resolutions that compute in a half type; the base never does
+    deterministic: bool = False  # on a GPU: the same bits each time, at some speed; a CPU gives them anyway
     batch: int = 64  # real images in the global batch
     micro_batch: int | None = None  # images that a process holds at a time; null: its whole part of the batch
     total_images: int = 5_000_000  # real images to train on, over all processes (kimg x 1000)
@@ -106,8 +107,10 @@ class Config:
             raise ValueError("checkpoint_every and snapshot_every count images, 1 or more; seed is 0 or more")
         if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints is 1 or more, or null for all; got {self.keep_checkpoints}")
-        if self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1 or self.half_levels < 0:
-            raise ValueError("r1_gamma and half_levels are 0 or more, style_mixing is a probability")
+        if self.r1_gamma < 0 or self.half_levels < 0:
+            raise ValueError(f"r1_gamma and half_levels are 0 or more; got {self.r1_gamma:g} and {self.half_levels}")
+        if not 0 <= self.style_mixing <= 1:
+            raise ValueError(f"style_mixing is a probability, so it lies in [0, 1]; got {self.style_mixing:g}")
         lives = (self.ema_half_life, *self.ema_more)
         if min(lives) < 0 or len(set(lives)) < len(lives):
             raise ValueError(f"ema_half_life and ema_more are different counts of images; got {list(lives)}")
@@ -119,8 +122,6 @@ class Config:
             )
         if self.precision == "float16" and None in (self.generator.clamp, self.discriminator.clamp):
             raise ValueError("float16 overflows without a clamp; set generator.clamp=256 and discriminator.clamp=256")
-        if self.batch % self.path_length.shrink:
-            raise ValueError(f"path_length.shrink={self.path_length.shrink} must divide batch={self.batch}")
         if self.discriminator.projected is not None and self.transfer.freeze_d:
             raise ValueError(
                 "transfer.freeze_d keeps resolutions of StyleGAN2's discriminator; the tower of a projected one is "
@@ -149,8 +150,9 @@ def check_groups(config: Config, processes: int) -> None:
             f"micro_batch={micro} must divide the {own} images of a process and hold whole groups of "
             f"discriminator.mbstd_group={group}; choose {', '.join(fit)}"
         )
-    if (batch // config.path_length.shrink) % processes:
+    shrink = config.path_length.shrink
+    if config.path_length.weight and batch % (shrink * processes):
+        fit = [str(n) for n in range(1, own + 1) if own % n == 0]
         raise UserError(
-            f"path_length.shrink={config.path_length.shrink} leaves {batch // config.path_length.shrink} images, which "
-            f"do not divide by {processes} processes; set path_length.shrink=1"
+            f"path_length.shrink={shrink} does not divide the {own} images of a process; choose {', '.join(fit)}"
         )

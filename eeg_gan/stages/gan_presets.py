@@ -1,7 +1,11 @@
 """Published settings of the generator as groups of keys that a config is laid over.
 
 Karras et al. 2020 (arXiv 1912.04958, 2006.06676); wacv2024 is what Singh & Raman trained with: the CIFAR setting at 128
-pixels, 5.5 million images, every transform, no path lengths, and Adam slowed as if there were some.
+pixels, 5.5 million images (6.5 for ThoughtViz: total_images), every transform, no path lengths, and Adam slowed as if
+there were some.
+
+Left to the user: micro_batch, which changes no number (published runs hold mbstd_group images at a time on a GPU), and
+precision, bfloat16 in the four highest resolutions where published runs have float16.
 """
 
 NAMES = ("auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar", "wacv2024")

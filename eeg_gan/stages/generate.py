@@ -12,7 +12,7 @@ from eeg_gan.config import UserError
 from eeg_gan.data.loader import LoaderConfig
 from eeg_gan.distributed import barrier
 from eeg_gan.models.stylegan2.generator import Generator
-from eeg_gan.stages.generate_draw import draw, random_of, rounds
+from eeg_gan.stages.generate_draw import check_psi, draw, random_of, rounds
 from eeg_gan.stages.generate_sheets import check_video, mixtures, save_video, sheet, to_pil, walk
 from eeg_gan.stages.generate_sources import NEEDS, Source, chosen, class_names_of, file_name, open_source
 from eeg_gan.stages.loading import load_generator, spread
@@ -85,6 +85,7 @@ class Config:
         counts = (self.per_trial, self.batch, self.limit or 1, self.cutoff or 1)
         if min(counts) < 1 or self.limit == 0 or self.cutoff == 0:
             raise ValueError("per_trial, batch, limit and cutoff count things, so they are 1 or more")
+        check_psi(self.psi)
         if min(self.seed, *(self.seeds or ()), *(self.mixing.seeds or ()), 0) < 0:
             raise ValueError(f"a seed is 0 or more; got seed={self.seed}, seeds={self.seeds}")
         if self.seeds is not None and (self.per_trial != 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds)):

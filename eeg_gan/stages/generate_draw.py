@@ -13,6 +13,15 @@ from eeg_gan.stages.loading import to_uint8
 MEAN_OF = 32  # draws of z behind the mean w of a condition
 
 
+def check_psi(psi: float) -> None:
+    """Refuses what cannot be meant; the far side of the mean, and a little beyond w, are of use to some."""
+    if not -2 <= psi <= 2:
+        raise ValueError(
+            f"psi is how much of w's way from its mean is left, usually 0.5 to 1 (no truncation), at most -2 to 2; got "
+            f"{psi:g}"
+        )
+
+
 def rounds(total: int, batch: int) -> list[list[int]]:
     """The numbers of this rank's pictures by batches; as many on every rank, for ranks agree after each (maybe [])."""
     own, count = range(rank(), total, world_size()), -(-total // (world_size() * batch))

@@ -230,6 +230,8 @@ def _may_change(key: str) -> bool:
 
 
 def _refuse_other(run_dir: Path, old: dict, new: dict) -> None:
+    if old.get("verb", new["verb"]) != new["verb"]:
+        raise UserError(f"{run_dir} holds a run of {old['verb']}, not of {new['verb']}; choose another run_dir")
     lines = [line for line in differences(old, new) if not _may_change(line.split(":")[0])]
     if lines:
         raise UserError(

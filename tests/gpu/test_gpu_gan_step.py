@@ -40,3 +40,13 @@ def test_captured_phases_train_as_the_steps_do():
 def test_one_batch_on_the_gpu_is_one_batch_on_the_cpu():
     apart = steps_apart(weights("cuda", batches=1), weights("cpu", batches=1))
     assert apart.median() < 0.02 and apart.mean() < 0.1
+
+
+def test_two_runs_give_the_same_bits_where_that_is_asked():
+    from eeg_gan.training import kernels
+
+    def once():
+        with kernels.chosen(torch.device("cuda"), True):
+            return weights("cuda")
+
+    assert once().equal(once())

@@ -87,6 +87,7 @@ def test_onnx_says_what_it_needs(capsys, runs, tmp_path, monkeypatch):
         (["formats=onnx"], "expected a list, such as [onnx]"),
         (["tolerance=0"], "tolerance is above 0"),
         (["cutoff=99"], "cutoff=99, but"),
+        (["psi=7"], "usually 0.5 to 1"),
     ],
 )
 def test_export_refuses(capsys, runs, tmp_path, more, said):

@@ -5,6 +5,7 @@ from conftest import commands, debug
 
 from eeg_gan import cli
 from eeg_gan.stages import gan, gan_steps
+from eeg_gan.stages.loading import load_generator
 from eeg_gan.training import checkpoint
 from eeg_gan.training.log import read_stats
 
@@ -22,6 +23,35 @@ def test_transfer_takes_what_fits_and_says_what_not(tmp_path, runs, caplog):
     assert own.tensors["d"][frozen].equal(source.tensors["d"][frozen])
     assert not own.tensors["d"]["conv.weight"].equal(source.tensors["d"]["conv.weight"])
     torch.testing.assert_close(own.tensors["g"]["constant"], source.tensors["g"]["constant"], atol=0.1, rtol=0)
+
+
+def test_a_transfer_over_another_split_is_said(tmp_path, runs, caplog):
+    """The pictures that are held out here may have been trained on there."""
+    found = checkpoint.chosen(runs / "gan")
+    state = {name: value for name, value in found.state.items() if name != "files"}
+    state["data"] = {**state["data"], "split_digest": "another"}
+    checkpoint.save(tmp_path / "other", checkpoint.Checkpoint(found.images, found.tensors, state))
+    common = ["total_images=16", "evaluate.every=null"]
+    assert cli.main(words(runs, tmp_path / "t", *common, f"transfer.run={runs}/gan")) == 0
+    assert "may have seen held-out" not in caplog.text
+    assert cli.main(words(runs, tmp_path / "u", *common, f"transfer.run={tmp_path}/other")) == 0
+    assert "other was trained on another split or other data" in caplog.text
+
+
+def test_training_asks_for_the_same_bits_each_time_where_it_is_told_to(tmp_path, runs, monkeypatch):
+    whole, seen = gan_steps.step_generator, []
+
+    def step(batch):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
+        return whole(batch)
+
+    monkeypatch.setattr(gan, "step_generator", step)
+    common = ["total_images=16", "evaluate.every=null"]
+    assert cli.main(words(runs, tmp_path / "d", *common, "deterministic=true")) == 0
+    assert cli.main(words(runs, tmp_path / "f", *common)) == 0
+    assert seen == [(True, False), (False, True)] and not torch.are_deterministic_algorithms_enabled()
+    tensors = [checkpoint.newest(tmp_path / name).tensors["g"] for name in "df"]
+    assert checkpoint.tensors_digest(tensors[0]) == checkpoint.tensors_digest(tensors[1])
 
 
 def test_every_average_is_kept_and_read(runs):
@@ -63,6 +93,8 @@ def test_the_transition_is_logged(tmp_path, runs):
     assert cli.main(words(runs, tmp_path / "f", *more, "snapshot_every=32")) == 0
     weights = [row["condition/weight (0 to 1)"] for row in read_stats(tmp_path / "f")]
     assert weights == [0, 0.25, 0.75, 1]
+    at = {images: load_generator(tmp_path / "f", at=images)[0].condition_weight for images in (64, 128)}
+    assert at == {64: 0.25, 128: 1.0}, "a picture is drawn with the weight that its network was trained at"
 
 
 def test_a_run_stopped_three_times_is_the_unbroken_one(tmp_path, runs):

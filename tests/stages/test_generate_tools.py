@@ -192,6 +192,8 @@ def test_a_network_trained_in_half_draws_in_float32_on_a_cpu(runs, tmp_path, mon
         (["keys=[a]", "limit=2"], "in place of limit"),
         (["keys=[nobody]"], "there is no nobody"),
         (["cutoff=99"], "cutoff=99"),
+        (["psi=70"], "usually 0.5 to 1"),
+        (["psi=.nan"], "usually 0.5 to 1"),
         (["kind=interpolation", "limit=3", "seeds=[0,1]"], "interpolation runs through"),
         (["kind=interpolation"], "a walk through 24 trials is a long one: set limit or keys"),
         (["seeds=3"], "seeds: expected a list, such as [3]"),

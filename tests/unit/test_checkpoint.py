@@ -53,6 +53,9 @@ def test_damage_is_named_and_passed_over(tmp_path):
     with pytest.raises(UserError, match="not a whole checkpoint"):
         checkpoint.load(state.parent)
     assert checkpoint.newest(tmp_path).images == 10
+    (tmp_path / "checkpoint-00000000010" / "state.json").unlink()
+    with pytest.raises(UserError, match=r"of its checkpoints \(2\) none is whole"):
+        checkpoint.chosen(tmp_path)
 
 
 def test_half_written_folders_are_no_checkpoints(tmp_path):

@@ -10,6 +10,7 @@ from eeg_gan.augment.condition import ConditionConfig, Conditions, weight_at
 from eeg_gan.config import UserError
 from eeg_gan.distributed import own_part
 from eeg_gan.stages import gan, gan_presets, gan_steps
+from eeg_gan.stages.gan_config import check_groups
 from eeg_gan.training.guard import Guard, GuardConfig
 
 BASE = {
@@ -158,7 +159,8 @@ def test_lazy_regularisation_is_corrected_for():
         ({"condition": {"transition": [10, 10]}}, "start below end"),
         ({"precision": "float16"}, "generator.clamp=256"),
         ({"ema_more": [100]}, "different counts"),
-        ({"path_length": {"shrink": 3}}, "must divide batch=8"),
+        ({"path_length": {"weight": 2.0, "shrink": 3}}, "does not divide the 8 images of a process; choose 1, 2, 4, 8"),
+        ({"style_mixing": 9}, "lies in \\[0, 1\\]; got 9"),
         ({"preset": "cifra"}, "did you mean cifar"),
         ({"transfer": {"freeze_d": 1}}, "needs that too"),
     ],
@@ -166,6 +168,17 @@ def test_lazy_regularisation_is_corrected_for():
 def test_configs_that_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         config_of(**changes)
+
+
+def test_every_process_gets_whole_groups():
+    check_groups(config_of(), 4)
+    with pytest.raises(UserError, match="batch=8 does not give each of 3 processes .* set batch to 6 or 12"):
+        check_groups(config_of(), 3)
+    with pytest.raises(UserError, match="micro_batch=4 must divide the 2 images of a process .* choose 2"):
+        check_groups(config_of(micro_batch=4), 4)
+    with pytest.raises(UserError, match="shrink=4 does not divide the 2 images of a process; choose 1, 2"):
+        check_groups(config_of(path_length={"weight": 2.0, "shrink": 4}), 4)
+    check_groups(config_of(path_length={"shrink": 4}), 4)  # without path lengths there is nothing to divide
 
 
 def test_conditions_are_moved_exchanged_and_dropped():

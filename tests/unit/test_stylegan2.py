@@ -118,6 +118,20 @@ def test_second_derivatives_leave_half_types():
     assert fine.equal(D(images, c)) and not fine.equal(coarse)
 
 
+@pytest.mark.parametrize("architecture", ["skip", "residual", "orig"])
+def test_small_images_keep_their_base_and_the_sum_of_colours_in_full_precision(architecture):
+    """However many levels a half type is for: 4 x 4 pixels are never among them."""
+    G = Generator(6, 5, 7, 16, **SIZES, architecture=architecture)
+    D = Discriminator(16, 5, **SIZES, mbstd_group=2, architecture=architecture)
+    G.precision = D.precision = layers.Precision(torch.bfloat16, 4)
+    types = {}
+    for module in (*G.convs, *G.to_rgb, *D.blocks, D.conv):
+        module.register_forward_hook(lambda own, given, out: types.update({own: out.dtype}))
+    D(G(torch.randn(2, 6), torch.randn(2, 5)), torch.randn(2, 5))
+    full = {module for module, dtype in types.items() if dtype == torch.float32}
+    assert full == {G.convs[0], D.conv} | ({G.to_rgb[0]} if architecture == "skip" else set())
+
+
 def test_the_transition_starts_without_the_condition():
     torch.manual_seed(0)
     G = Generator(6, 5, 7, 16, **SIZES, conditioning="transitional")

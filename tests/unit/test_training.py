@@ -9,7 +9,7 @@ import torch
 from eeg_gan import torchvision_compat
 from eeg_gan.config import UserError
 from eeg_gan.distributed import generator_at, own_part, seed_at
-from eeg_gan.training import optim, preempt, runtime
+from eeg_gan.training import kernels, optim, preempt, runtime
 from eeg_gan.training.inference import over_all
 from eeg_gan.training.log import Log, grid, read_stats
 
@@ -30,6 +30,24 @@ def test_random_streams_are_functions_of_seed_purpose_and_position():
     assert all((draw(0, "z", 64) != other).all() for other in others)
     assert seed_at(0, "z", 64) == seed_at(0, "z", 64) < 2**63
     assert own_part(8) == slice(0, 8)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_float32_convolutions_are_no_tf32_and_flags_come_back(deterministic):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    with pytest.raises(KeyError), kernels.chosen(torch.device("cpu"), deterministic):
+        assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark is not deterministic
+        assert torch.are_deterministic_algorithms_enabled() is deterministic is torch.backends.cudnn.deterministic
+        raise KeyError
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_same_bits_on_a_gpu_need_the_compiled_operators(monkeypatch):
+    monkeypatch.setattr(kernels.library, "why_not", lambda device: f"nothing was built for {device}")
+    with pytest.raises(UserError, match="nothing was built for cuda.*deterministic=false"):
+        with kernels.chosen(torch.device("cuda"), True):
+            pass
 
 
 def test_learning_rate_is_a_function_of_images():

@@ -21,14 +21,17 @@ HALF_GAIN = math.sqrt(0.5)  # of each branch where two of equal variance are add
 
 
 class Precision:
-    """In which type the levels of a network compute: the highest few may use a half type, the others do not."""
+    """In which type the levels of a network compute: the highest few may use a half type, the others do not.
+
+    The base never does, so that the sum of RGB images and the minibatch deviation are in full precision at any size.
+    """
 
     def __init__(self, half: torch.dtype | None = None, n_highest: int = 0):
         self.half, self.n_highest = half, n_highest
 
     def at(self, level: int, levels: int, like: Tensor) -> torch.dtype:
         """The type of a level, 0 being the base size; `like` has the type of the others."""
-        return self.half if self.half is not None and level >= levels - self.n_highest else like.dtype
+        return self.half if self.half is not None and level >= max(1, levels - self.n_highest) else like.dtype
 
 
 @contextlib.contextmanager
