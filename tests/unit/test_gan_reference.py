@@ -6,6 +6,7 @@ import torch
 from test_gan_steps import TRANSITION, config_of
 
 from eeg_gan.augment.condition import Conditions
+from eeg_gan.losses.adversarial import path_length
 from eeg_gan.models.stylegan2 import layers
 from eeg_gan.ops import setup_filter
 from eeg_gan.stages import gan_steps
@@ -100,6 +101,7 @@ def test_r1_is_what_differences_say(changes):
     (_, head), *_ = gan_steps.logits(batch, augmented(x, slice(0, 8)), c)
     (slope,) = torch.autograd.grad(head.sum(), x)
     assert slope.flatten()[sample].square().sum().item() == pytest.approx(squares, rel=1e-5)
+    d.precision = layers.Precision(torch.bfloat16, 2)  # which the penalty must not feel
     logged = gan_steps.step_r1(batch, real, c)["loss/R1 penalty (1)"].item()
     assert logged == pytest.approx(slope.square().sum().item() / 8, rel=1e-9)
 
@@ -123,7 +125,12 @@ def test_path_lengths_are_what_differences_say():
                 squares[:, layer] += ((along(ws + moved) - along(ws - moved)) / (2 * STEP)).square()
     lengths = squares.mean(dim=1).sqrt()
     batch.players.path_mean.fill_(0.7)
+    ws = fakes.styles(slice(0, 4))
+    length = path_length(g.synthesis(ws, fakes.noise), ws, noise)
+    (expected,) = torch.autograd.grad((length - 0.7).square().mean() * 2.0 * 2, g.convs[1].weight)  # weight x interval
+    g.precision = layers.Precision(torch.bfloat16, 2)  # which path lengths must not feel
     logged = gan_steps.step_path_length(batch)
+    torch.testing.assert_close(g.convs[1].weight.grad, expected)
     assert logged["loss/path penalty (1)"].item() == pytest.approx((lengths - 0.7).square().mean().item(), rel=1e-6)
     mean = 0.7 + 0.01 * (lengths.mean().item() - 0.7)
     assert logged["path/mean length (1)"].item() == pytest.approx(mean, rel=1e-9)
@@ -149,6 +156,22 @@ def test_the_gradient_of_r1_is_what_differences_say():
         with torch.no_grad():
             parameter.sub_(direction, alpha=sign * 1e-6)
     assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+    gan_steps.step_r1(batch, real, c)  # every second batch, so twice as strong: gamma / 2 x interval
+    torch.testing.assert_close(parameter.grad, gradient * (0.1 / 2 * 2))
+
+
+def test_the_discriminator_sees_both_sides_augmented_and_each_under_its_own_condition():
+    """softplus(-D(aug(x), c)) + softplus(D(aug(G(z, c')), c')), reals and fakes by different draws of the pipe."""
+    batch, real, c = game()
+    d, fakes, whole = batch.players.d, batch.fakes("d"), slice(0, 8)
+    with torch.no_grad():
+        fake = batch.augmented("fake-d")(fakes.pictures(fakes.styles(whole), whole), whole)
+        real_logits, fake_logits = d(batch.augmented("real-d")(real, whole), c), d(fake, fakes.c)
+    expected = (1 + (-real_logits).exp()).log().mean() + (1 + fake_logits.exp()).log().mean()
+    assert not batch.draws("real-d")["warp"].equal(batch.draws("fake-d")["warp"])
+    values = gan_steps.step_discriminator(batch, real, c)
+    assert values["loss/D (nats)"].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert values["sign/real (-1 to 1)"].item() == real_logits.sign().mean().item()
 
 
 def test_a_transition_judges_by_the_unconditional_head_and_adds_the_other_by_its_weight():

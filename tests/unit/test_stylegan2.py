@@ -147,6 +147,20 @@ def test_float16_convolution_does_not_overflow():
     torch.testing.assert_close(layers.modulated_conv2d(x.half(), weight, style).float(), expected, atol=0.02, rtol=0.02)
 
 
+def test_no_activation_passes_the_clamp():
+    """In units of the layer's gain, as published: 256 where nothing follows, 256 / sqrt(2) of each of two branches."""
+    G = Generator(6, 5, 7, 16, **SIZES, architecture="residual", clamp=0.05)
+    D = Discriminator(16, 5, **SIZES, mbstd_group=2, clamp=0.05)
+    largest = {}
+    for module in (*G.convs, *G.to_rgb, *D.from_rgb, D.conv, *(m for b in D.blocks for m in (b.first, b.second))):
+        module.register_forward_hook(lambda own, given, out: largest.update({own: out.abs().max().item()}))
+    D(9 * G(9 * torch.randn(2, 6), torch.randn(2, 5)), torch.randn(2, 5))
+    branches = {*G.convs[2::2], *(block.second for block in D.blocks)}
+    for module, value in largest.items():
+        limit = 0.05 * layers.HALF_GAIN if module in branches else 0.05
+        assert value <= limit * (1 + 1e-6) and (module in G.to_rgb or value > 0.9 * limit), module
+
+
 def test_generator_is_deterministic_and_noise_modes_differ_only_by_strength():
     G = small_generator()
     z, c = torch.randn(2, 6), torch.randn(2, 5)
