@@ -17,7 +17,6 @@ from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import Reader
 from eeg_gan.distributed import generator_at
-from eeg_gan.models.eeg import SubjectEncoder
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import (
@@ -31,6 +30,7 @@ from eeg_gan.stages.loading import (
     open_shards,
     same_encoder,
     spread,
+    with_layers,
 )
 from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
@@ -137,8 +137,8 @@ def from_trial(config: Any, generator: Generator, state: dict, device: torch.dev
     """One .npy of [electrodes, samples] as shards hold it: filtered, cut and scaled."""
     encoder = _encoder(config, state)
     eeg = _read_trial(Path(config.trial), encoder.state["data"], config.encoder)
-    if isinstance(encoder.module, SubjectEncoder):
-        encoder.module.numbers([""])  # says that the mean layer serves
+    if layered := with_layers(encoder.module):
+        layered.numbers([""])  # says that the mean layer serves
 
     def conditions(picked: list[int]) -> Tensor:
         with evaluating(encoder.module.to(device)) as net, torch.no_grad():
