@@ -20,6 +20,7 @@ from eeg_gan.distributed import generator_at
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import (
+    OF_IMAGES,
     LoadedEncoder,
     embed_images,
     encode_split,
@@ -163,7 +164,7 @@ def from_images(config: Any, generator: Generator, state: dict, device: torch.de
             return over_all(lambda e: net(e["x"].to(device)), lambda i: {"x": embeddings[i]}, len(picked), 256)
 
     digests = {"features": checkpoint.tensors_digest(regressor.state_dict())}
-    return Source(keys, conditions, files, digests, splits, "images through image2eeg")
+    return Source(keys, conditions, files, digests, splits, OF_IMAGES)
 
 
 SOURCES = {
@@ -213,7 +214,7 @@ def features_of(config: Any, generator: Generator, state: dict) -> Features:
             f"{config.features} holds features of length {dim}, but {config.gan} was trained on length "
             f"{generator.c_dim}; give the features that it was trained on"
         )
-    if known.meta.get("of") != "images through image2eeg":  # those imitate the encoder that the regressor learned from
+    if known.meta.get("of") != OF_IMAGES:  # those imitate the encoder that the regressor learned from
         same_encoder(known, state["encoder_digest"], config.features, config.gan)
     return known
 

@@ -24,6 +24,7 @@ from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
 
 OF_LABELS = "class labels"  # what features.json says of one-hot vectors; pictures drawn from them were told their class
+OF_IMAGES = "images through image2eeg"  # what it says of predicted features
 
 
 def open_shards(loader: LoaderConfig, splits: tuple[str, ...], streams: bool = False) -> Shards:

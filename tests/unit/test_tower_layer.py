@@ -18,6 +18,14 @@ def normalised(tower, images):
     return (F.interpolate(images.float(), tower.size) / 255 - tower.mean) / tower.std
 
 
+def output_of(module, tower, images):
+    kept = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    tower(images)
+    handle.remove()
+    return kept[0]
+
+
 @pytest.mark.parametrize("model", ["tiny", "timm:test_vit", "timm:test_resnet"])
 def test_a_block_by_number_is_what_the_library_calls_that_block(model, images):
     whole = build_tower(TowerConfig(model))
@@ -32,16 +40,13 @@ def test_a_block_by_number_is_what_the_library_calls_that_block(model, images):
             expected = maps[-n:][number].mean((2, 3))
             torch.testing.assert_close(tower(images), F.layer_norm(expected, expected.shape[1:]))
         else:
-            tokens = {}
-            handle = blocks(whole.visual)[number].register_forward_hook(lambda m, i, o: tokens.update(x=o))
-            whole(images)
-            handle.remove()
-            patches = tokens["x"][:, -maps[0].shape[2] * maps[0].shape[3] :].transpose(1, 2)
+            tokens = output_of(blocks(whole.visual)[number], whole, images)
+            patches = tokens[:, -maps[0].shape[2] * maps[0].shape[3] :].transpose(1, 2)
             torch.testing.assert_close(patches.reshape(maps[number].shape), maps[number])
-            expected = tokens["x"].mean(1)
+            expected = tokens.mean(1)
             torch.testing.assert_close(tower(images), F.layer_norm(expected, expected.shape[1:]))
             first = build_tower(TowerConfig(model, layer=number, pool="cls"))
-            torch.testing.assert_close(first(images), F.layer_norm(tokens["x"][:, 0], expected.shape[1:]))
+            torch.testing.assert_close(first(images), F.layer_norm(tokens[:, 0], expected.shape[1:]))
         assert tower.dim == tower(images).shape[1] and not tower.training
 
 
