@@ -1,4 +1,7 @@
-"""The image tower: the vision half of any open_clip model, or any timm network, taking uint8 images of any size."""
+"""The image tower: the vision half of any open_clip model, or any timm network, taking uint8 images of any size.
+
+Its embedding is the network's own, or is read at any layer before.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan.config import UserError
-from eeg_gan.models import timm_tower
+from eeg_gan.models import timm_tower, tower_layer
 from eeg_gan.torchvision_compat import load
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -33,6 +36,8 @@ class TowerConfig:
     model: str = "ViT-B-32"  # open_clip's name, timm:NAME, a model config (.json), or tiny (32 pixels, untrained)
     pretrained: str | None = None  # a tag of open_clip or timm (downloaded) or a local file; null starts at random
     frozen: bool = True  # no gradient, evaluation mode always
+    layer: int | str | None = None  # number of a block (-1 is the last), or name of a module; null: the embedding
+    pool: tower_layer.Pool = "mean"  # with layer: the mean over tokens or places, or the first token
 
     def __post_init__(self):
         if not self.model:
@@ -42,9 +47,10 @@ class TowerConfig:
 class ImageTower(nn.Module):
     """uint8 images [B, 3, H, W] -> embeddings [B, dim], not normalised."""
 
-    def __init__(self, visual: nn.Module, dim: int, frozen: bool):
+    def __init__(self, visual: nn.Module, dim: int, frozen: bool, layer: nn.Module | None = None, pool="mean"):
         super().__init__()
         self.visual, self.dim, self.frozen = visual, dim, frozen
+        self.__dict__.update(layer=layer, pool=pool)  # a part of visual, which must not be registered twice
         size = visual.image_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         preprocess = getattr(visual, "preprocess_cfg", None) or {}
@@ -53,6 +59,8 @@ class ImageTower(nn.Module):
             self.register_buffer(name, values.view(1, 3, 1, 1))
         if frozen:
             self.requires_grad_(False)
+        if layer is not None:
+            self._measure()
         self.train(not frozen)
 
     def train(self, mode: bool = True) -> "ImageTower":
@@ -63,8 +71,18 @@ class ImageTower(nn.Module):
         if x.shape[2:] != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            out = self.visual((x / 255 - self.mean) / self.std)
+            x = (x / 255 - self.mean) / self.std
+            out = self.visual(x) if self.layer is None else tower_layer.read(self.visual, self.layer, x, self.pool)
         return out[0] if isinstance(out, tuple) else out  # towers with token output give (embedding, tokens)
+
+    def _measure(self) -> None:
+        """The length of the layer's output; freezes what lies behind the layer, as it would never have a gradient."""
+        out = self.eval()(torch.zeros(1, 3, *self.size, dtype=torch.uint8))
+        self.dim = out.shape[1]
+        learnt = [p for p in self.parameters() if p.requires_grad]
+        if learnt:
+            for p, grad in zip(learnt, torch.autograd.grad(out.sum(), learnt, allow_unused=True), strict=True):
+                p.requires_grad_(grad is not None)
 
     def maps(self, x: Tensor, depths: list[int] | None = None) -> list[Tensor]:
         """Feature maps [B, C, h, w] of normalised pictures after some stages or blocks, or all; gradients pass."""
@@ -75,7 +93,16 @@ class ImageTower(nn.Module):
 
 
 def build_tower(config: TowerConfig) -> ImageTower:
-    """The vision half of the configured model; its text half is dropped at once, for memory."""
+    """The vision half of the configured model, read at the configured layer."""
+    tower = _whole(config)
+    if config.layer is None:
+        return tower
+    found = tower_layer.find(tower.visual, config.layer, config.model)
+    return ImageTower(tower.visual, tower.dim, config.frozen, found, config.pool)
+
+
+def _whole(config: TowerConfig) -> ImageTower:
+    """The network up to its embedding; a text half is dropped at once, for memory."""
     own = _visual_weights(config.pretrained)
     if config.model.startswith(timm_tower.PREFIX):
         with torch.random.fork_rng():
@@ -106,8 +133,11 @@ def tower_state(tower: ImageTower) -> dict[str, Tensor]:
 
 
 def tower_digest(tower: ImageTower) -> str:
-    """sha256 over names, shapes and bytes of the weights and of the normalisation: equal exactly for equal towers."""
+    """sha256 over the weights, the normalisation and the layer that is read: equal exactly for equal towers."""
     digest = hashlib.sha256()
+    if tower.layer is not None:
+        name = next(name for name, module in tower.visual.named_modules() if module is tower.layer)
+        digest.update(f"layer {name} {tower.pool}".encode())
     for name, value in sorted(tower.state_dict().items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -1,37 +1,25 @@
-"""Stage 2: the stage-1 encoder, fine-tuned by the CLIP loss against an open_clip image tower.
+"""Stage 2: the stage-1 encoder, fine-tuned by the CLIP or SigLIP loss against an image tower.
 
-Singh & Raman, WACV 2024, section 3.3 (EEGClip). A frozen tower's embeddings are computed once
-and kept in the run directory.
+Singh & Raman, WACV 2024, section 3.3 (EEGClip). A frozen tower's embeddings are computed once and kept beside the run.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from eeg_gan.augment.eeg import EEGAugmentConfig, draw_and_apply
 from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
 from eeg_gan.data.shards import Shards
-from eeg_gan.distributed import any_rank, barrier, from_main, gather, generator_at, own_part, rank, seed_at
-from eeg_gan.losses.contrastive import ContrastiveConfig, LogitScale, clip_loss
-from eeg_gan.metrics.retrieval import ranks, top_k
-from eeg_gan.models.heads import ProjectionHead
-from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower, tower_digest
-from eeg_gan.stages.loading import (
-    about_data,
-    embed_images,
-    encode_split,
-    layers_of,
-    load_encoder,
-    new_encoder,
-    open_shards,
-    unique_images,
-)
+from eeg_gan.distributed import barrier, from_main, gather, generator_at, own_part, rank, seed_at
+from eeg_gan.losses.contrastive import ContrastiveConfig, contrastive
+from eeg_gan.metrics.retrieval import ranks, ranks_of_answers, top_k
+from eeg_gan.models.eeg import EncoderConfig, load_pretrained
+from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
+from eeg_gan.stages.aligning import Aligner, Pictures, build, stage1
+from eeg_gan.stages.loading import about_data, encode_split, layers_of, open_shards
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library, evaluating, over_all
 from eeg_gan.training.optim import OptimConfig
@@ -41,8 +29,12 @@ from eeg_gan.training.optim import OptimConfig
 class Config:
     run_dir: str  # the run: its checkpoints, log and config; the same command again continues it
     loader: LoaderConfig  # where the shards are and how they are read
-    encoder: str  # run_dir of encode, whose best encoder is fine-tuned
-    from_scratch: bool = False  # start from random weights of the same architecture instead
+    encoder: str | None = None  # run_dir of encode, whose best encoder is fine-tuned; null: a new one from scratch
+    from_scratch: bool = False  # with encoder: only its architecture is taken, with random weights
+    architecture: EncoderConfig = field(default_factory=EncoderConfig)  # without encoder: what the new one is
+    learn: Literal["all", "map"] = (
+        "all"  # map: the encoder stays as it is and a linear map behind it learns, to compare
+    )
     tower: TowerConfig = field(default_factory=TowerConfig)
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -58,28 +50,10 @@ class Config:
     def __post_init__(self):
         if self.batch < 2:
             raise ValueError(f"batch must hold a pair and a negative, so it is 2 or more; got {self.batch}")
+        if self.learn == "map" and (self.encoder is None or self.from_scratch):
+            raise ValueError("learn=map maps the feature of a trained encoder; set encoder to a run_dir of encode")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
-
-
-class Aligner(nn.Module):
-    """Both modalities as unit vectors of one space, and the temperature between them."""
-
-    def __init__(self, encoder: nn.Module, projection: nn.Module, scale: nn.Module, tower: nn.Module | None):
-        super().__init__()
-        self.encoder, self.projection, self.scale, self.tower = encoder, projection, scale, tower
-
-    def forward(self, eeg: Tensor, picture: Tensor, subject: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """eeg [B, C, T]; picture: uint8 images where the tower is trained, else its embeddings [B, E].
-
-        subject [B] numbers the layers of an encoder that has one for each subject.
-        """
-        embedding = picture if self.tower is None else self.tower(picture)
-        return (
-            self.encoder(eeg) if subject is None else self.encoder(eeg, subject),
-            self.projection(embedding),
-            self.scale(),
-        )
 
 
 def run(config: Config) -> None:
@@ -89,20 +63,19 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", "val"))
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and alignment is with images; stop after encode")
-        stage1 = load_encoder(config.encoder, shards)
-        tower = build_tower(config.tower)
-        files = [config.loader.index, checkpoint.chosen(config.encoder).path / "state.json"]
-        rt.inputs(files, shards=shards.digest, encoder=stage1.digest, tower=tower_digest(tower))
+        start, tower = stage1(config.encoder, config.architecture, shards), build_tower(config.tower)
+        files = [checkpoint.chosen(config.encoder).path / "state.json"] if config.encoder else []
+        rt.inputs([config.loader.index, *files], shards=shards.digest, encoder=start.digest, tower=tower_digest(tower))
         rt.reads(("train", "val"))
         train, val = (Reader(shards, split, config.loader.cache_mb) for split in ("train", "val"))
-        pictures = {
-            split: Pictures(rt, config, tower, shards, reader) for split, reader in (("train", train), ("val", val))
-        }
+        pictures = {reader.split: Pictures(rt, tower, reader) for reader in (train, val)}
 
         torch.manual_seed(seed_at(config.seed, "weights", 0))
-        model = build(config, shards, stage1, tower).to(rt.device)
+        model = build(config, shards, start, tower).to(rt.device)
         optimiser = optim.build([p for p in model.parameters() if p.requires_grad], config.optim)
-        images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
+        images, state = checkpoint.resume(rt.run_dir, model.weights(), {"optimiser": optimiser})
+        if images == 0 and config.encoder is None:
+            load_pretrained(model.encoder, config.architecture)
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
@@ -123,9 +96,10 @@ def run(config: Config) -> None:
                 )
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 shown = pictures["train"].numbers[torch.as_tensor(indices)].to(rt.device)
+                label = torch.as_tensor(train.labels[indices]).to(rt.device)
                 subject = None if layers is None else layers[data["index"]].to(rt.device)
                 seen = pictures["train"].of(data).to(rt.device)
-                loss = step(rt, net, optimiser, (eeg, seen, subject), shown, images)
+                loss = step(rt, net, optimiser, (eeg, seen, subject), (shown, label), images)
                 images += config.batch
                 bar.update(images, f"loss {loss:.3f}")
 
@@ -137,14 +111,14 @@ def run(config: Config) -> None:
                         images,
                         {
                             "loss/train (nats)": loss,
-                            "scale (1)": float(model.scale().detach()),
+                            "scale (1)": float(model.scale().detach()[0]),
                             **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name != "gallery"},
                         },
                     )
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    save(rt, config, model, optimiser, images, best, stage1, shards)
+                    save(rt, config, model, optimiser, images, best, start, shards)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
@@ -152,42 +126,14 @@ def run(config: Config) -> None:
         )
 
 
-class Pictures:
-    """The image side of one split: pictures for a trained tower, cached embeddings for a frozen one."""
-
-    def __init__(self, rt: runtime.Runtime, config: Config, tower: ImageTower, shards: Shards, reader: Reader):
-        self.first, self.numbers = unique_images(shards, reader.split)
-        self.reader, self.embeddings = reader, None
-        if config.tower.frozen:
-            name = f"tower-{reader.split}-{tower_digest(tower)[:12]}-{shards.digest[:12]}.safetensors"
-            self.embeddings = _cached(rt.run_dir / name, lambda: embed_images(tower, reader, self.first, rt.device))
-
-    def of(self, data: dict) -> Tensor:
-        """What the model reads for a batch: embeddings [B, E], or the pictures themselves."""
-        return data["image"] if self.embeddings is None else self.embeddings[self.numbers[data["index"]]]
-
-
-def build(config: Config, shards: Shards, stage1, tower: ImageTower) -> Aligner:
-    encoder = stage1.module
-    if config.from_scratch:
-        encoder = new_encoder(stage1.config, shards, stage1.state.get("subjects", ()))
-    projection = ProjectionHead(tower.dim, stage1.config.dim)
-    scale = LogitScale(config.loss.temperature, config.loss.learn_temperature)
-    return Aligner(encoder.train(), projection, scale, None if config.tower.frozen else tower.requires_grad_(True))
-
-
-def weights(model: Aligner) -> dict[str, nn.Module]:
-    """The networks of a checkpoint by name."""
-    named = {"encoder": model.encoder, "projection": model.projection, "scale": model.scale}
-    return named | ({"tower": model.tower} if model.tower is not None else {})
-
-
-def step(rt, net, optimiser, inputs: tuple[Tensor, Tensor, Tensor | None], shown: Tensor, images: int) -> float:
-    """One optimiser step; the loss sees the global batch, `shown` [B] names the picture of each of its trials."""
+def step(
+    rt, net, optimiser, inputs: tuple[Tensor, Tensor, Tensor | None], whole: tuple[Tensor, Tensor], images: int
+) -> float:
+    """One optimiser step; the loss sees the global batch: `whole` numbers the picture [B] and the class [B] of it."""
     config: Config = rt.config
     optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
     a, b, scale = net(*inputs)
-    loss = clip_loss(gather(a), gather(b), scale, shown if config.loss.same_image else None)
+    loss = contrastive(gather(a), gather(b), scale, config.loss, *whole)
     optimiser.zero_grad()
     rt.accelerator.backward(loss)
     optimiser.step()
@@ -195,7 +141,7 @@ def step(rt, net, optimiser, inputs: tuple[Tensor, Tensor, Tensor | None], shown
 
 
 def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.device) -> dict[str, float]:
-    """EEG -> image retrieval among the distinct pictures of the validation split."""
+    """Retrieval among the distinct pictures of the validation split, and of its trials by picture."""
     z = encode_split(model.encoder, val, device)
     with evaluating(model) as net, torch.no_grad():
         if pictures.embeddings is None:
@@ -213,30 +159,20 @@ def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.devi
         "top1": float(top_k(rank_of_true, 1).mean()),
         "top5": float(top_k(rank_of_true, 5).mean()),
         "reciprocal_rank": float((1 / (1 + rank_of_true)).mean()),
+        "image_to_eeg_top1": float(top_k(ranks_of_answers(gallery, z, pictures.numbers)[0], 1).mean()),
         "gallery": len(gallery),
     }
 
 
-def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict, stage1, shards: Shards) -> None:
+def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict, start, shards: Shards) -> None:
     if rt.main:
         state = {
-            "encoder": to_dict(stage1.config),
+            "encoder": to_dict(start.config),
             "tower": to_dict(config.tower),
             "data": about_data(shards),
-            "stage1": stage1.digest,
+            "stage1": start.digest,
             "best": best,
-            **stage1.subjects,
+            **start.subjects,
         }
-        checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
+        checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
     barrier()
-
-
-def _cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """Reads a tensor that was computed before, or computes and keeps it; the name holds the digests of its inputs."""
-    if any_rank(not path.exists()):
-        embeddings = compute()
-        if rank() == 0:
-            checkpoint.save_tensors(path, {"embeddings": embeddings})
-        barrier()
-        return embeddings
-    return load_file(path)["embeddings"]

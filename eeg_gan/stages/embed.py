@@ -19,14 +19,14 @@ from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.stages.loading import (
+    OF_IMAGES,
     OF_LABELS,
-    embed_images,
     encode_split,
     load_encoder,
     load_image2eeg,
     open_shards,
-    unique_images,
 )
+from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.inference import over_all
 
@@ -52,7 +52,7 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, config.splits)
-        forward, digest = _source(config, rt, shards)
+        forward, digest, about = _source(config, rt, shards)
         network = config.image2eeg or config.encoder
         files = [checkpoint.chosen(network).path / "state.json"] if network else []
         rt.inputs([config.loader.index, *files], shards=shards.digest, network=digest)
@@ -67,12 +67,12 @@ def run(config: Config) -> None:
                 bar.update(done := done + shards.n(split))
                 rt.check_stop()
         if rt.main:
-            _write(rt, config, shards, parts, digest)
+            _write(rt, config, shards, parts, {"encoder_digest": digest, **about})
         rt.finish(f"{sum(map(len, parts.values()))} features of length {next(iter(parts.values())).shape[1]}")
 
 
 def _source(config: Config, rt: runtime.Runtime, shards: Shards):
-    """What makes the features of a split, and a digest of it."""
+    """What makes the features of a split, a digest of it, and what features.json says of it."""
     if config.classes:
         return _from_classes(shards)
     return _from_images(config, rt) if config.image2eeg else _from_eeg(config, rt, shards)
@@ -84,12 +84,12 @@ def _from_classes(shards: Shards):
     def forward(reader: Reader) -> Tensor:
         return F.one_hot(torch.from_numpy(reader.labels).long(), len(names)).float()
 
-    return forward, hashlib.sha256(json.dumps(["one-hot", *names]).encode()).hexdigest()
+    return forward, hashlib.sha256(json.dumps(["one-hot", *names]).encode()).hexdigest(), {"of": OF_LABELS}
 
 
 def _from_eeg(config: Config, rt: runtime.Runtime, shards):
     loaded = load_encoder(config.encoder, shards)
-    return (lambda reader: encode_split(loaded.module.to(rt.device), reader, rt.device)), loaded.digest
+    return (lambda reader: encode_split(loaded.module.to(rt.device), reader, rt.device)), loaded.digest, {"of": "EEG"}
 
 
 def _from_images(config: Config, rt: runtime.Runtime):
@@ -99,22 +99,24 @@ def _from_images(config: Config, rt: runtime.Runtime):
     def forward(reader: Reader):
         if not reader.shards.has_images:
             raise UserError(f"{config.loader.index} has no images, so image2eeg has nothing to read")
-        first, numbers = unique_images(reader.shards, reader.split)
-        embeddings = embed_images(tower, reader, first, rt.device)
+        embeddings, numbers = pictures_of(tower, reader, rt.run_dir, rt.device)
         z = over_all(
-            lambda e: regressor.to(rt.device)(e["x"].to(rt.device)), lambda i: {"x": embeddings[i]}, len(first), 256
+            lambda e: regressor.to(rt.device)(e["x"].to(rt.device)),
+            lambda i: {"x": embeddings[i]},
+            len(embeddings),
+            256,
         )
         return z[numbers]
 
-    return forward, checkpoint.tensors_digest(regressor.state_dict())
+    about = {"of": OF_IMAGES, "target_digest": state.get("target_digest")}  # of the encoder whose features it predicts
+    return forward, checkpoint.tensors_digest(regressor.state_dict()), about
 
 
-def _write(rt: runtime.Runtime, config: Config, shards: Shards, parts: dict[str, Tensor], digest: str) -> None:
+def _write(rt: runtime.Runtime, config: Config, shards: Shards, parts: dict[str, Tensor], about: dict) -> None:
     keys = [key for split in config.splits for key in shards.keys(split)]
     about = {
-        "encoder_digest": digest,
+        **about,
         "split_digest": shards.split_digest,
-        "of": OF_LABELS if config.classes else "images through image2eeg" if config.image2eeg else "EEG",
         "splits": [split for split in config.splits for _ in range(shards.n(split))],
         "confounded": shards.confounded,
     }

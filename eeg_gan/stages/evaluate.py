@@ -17,20 +17,12 @@ from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
-from eeg_gan.metrics import embedding, retrieval
+from eeg_gan.metrics import embedding
 from eeg_gan.metrics.detectors import DetectorConfig
 from eeg_gan.metrics.generated import METRICS, MetricName
 from eeg_gan.metrics.statistics import bootstrap_mean, record
-from eeg_gan.stages import evaluate_images
-from eeg_gan.stages.loading import (
-    OF_LABELS,
-    embed_images,
-    load_aligner,
-    load_features,
-    open_shards,
-    same_encoder,
-    unique_images,
-)
+from eeg_gan.stages import evaluate_images, evaluate_retrieval
+from eeg_gan.stages.loading import OF_LABELS, load_features, open_shards
 from eeg_gan.training import checkpoint, runtime
 
 Metrics = dict[str, dict]
@@ -43,6 +35,7 @@ class Config:
     features: str | None = None  # run_dir of embed on stage 1: clustering and classification
     align: str | None = None  # run_dir of align: retrieval
     aligned_features: str | None = None  # run_dir of embed on align
+    image2eeg_features: str | None = None  # run_dir of embed on image2eeg, with the features it learned from above
     generated: str | None = None  # run_dir of generate with the trials' own EEG
     generated_shuffled: str | None = None  # run_dir of generate with condition: shuffled, the control
     generated_image2eeg: str | None = None  # run_dir of generate on features of image2eeg
@@ -101,7 +94,7 @@ def run(config: Config) -> None:
         rt.start_log()
         rt.confounded(shards.confounded)
         context, metrics = Context(config, rt, shards), {}
-        parts = (stage1, lda, aligned, evaluate_images.images)
+        parts = (stage1, lda, evaluate_retrieval.aligned, evaluate_retrieval.predicted, evaluate_images.images)
         with rt.bar(len(parts)) as bar:
             for done, part in enumerate(parts, 1):
                 metrics |= part(context)
@@ -163,45 +156,10 @@ def lda(context: Context) -> Metrics:
     }
 
 
-def aligned(context: Context) -> Metrics:
-    """EEG -> image retrieval among the distinct held-out pictures, over all of them and within the true class."""
-    config, shards = context.config, context.shards
-    if config.align is None or shards.card.pairing != "trial":  # pairs by class have no true picture to find
-        return {}
-    loaded, reader = load_aligner(config.align, shards), context.reader(config.split)
-    known = context.features(config.aligned_features)
-    same_encoder(known, loaded.encoder.digest, config.aligned_features, config.align)
-    first, numbers = unique_images(shards, config.split)
-    with torch.no_grad():
-        gallery = loaded.projection.eval()(embed_images(loaded.tower, reader, first, context.rt.device).cpu()).numpy()
-    query = known.rows(shards.keys(config.split)).numpy()
-    target, labels = numbers.numpy(), reader.labels[first]
-    rank = retrieval.ranks(query, gallery, target)
-    rank_in_class, size = retrieval.within_class_ranks(query, gallery, target, labels)
-    n = len(gallery)
-    nearest = (torch.from_numpy(query) @ torch.from_numpy(gallery).T).topk(min(5, n)).indices
-    context.details |= {
-        "gallery_trials": torch.tensor(first),
-        "retrieval_ranks": torch.from_numpy(rank),
-        "retrieval_top5": nearest,
-    }
-    found = {
-        f"align/retrieval_top{k}": context.mean(retrieval.top_k(rank, k).astype(float), min(k / n, 1.0))
-        for k in (1, 5, 10)
-    }
-    within = {
-        f"align/retrieval_top{k}_within_class": context.mean(
-            retrieval.top_k(rank_in_class, k).astype(float), float(retrieval.chance_top_k(size, k).mean())
-        )
-        for k in (1, 5)
-    }
-    class_hit = (labels[(query @ gallery.T).argmax(1)] == reader.labels).astype(float)
-    return found | within | {"align/class_top1": context.mean(class_hit, 1 / len(shards.card.class_names))}
-
-
 def _files(config: Config) -> list[Path]:
     """The small files that say whether what is judged has changed."""
-    features = [Path(run_dir) / "features.json" for run_dir in (config.features, config.aligned_features) if run_dir]
+    embedded = (config.features, config.aligned_features, config.image2eeg_features)
+    features = [Path(run_dir) / "features.json" for run_dir in embedded if run_dir]
     runs = (config.generated, config.generated_shuffled, config.generated_image2eeg)
     aligner = [checkpoint.chosen(config.align).path / "state.json"] if config.align else []
     return [Path(config.loader.index), *features, *aligner, *(Path(r) / "manifest.json" for r in runs if r)]

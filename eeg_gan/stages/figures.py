@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
 # N trial, K class, H height, W width
@@ -188,6 +188,38 @@ def _bars(ax, panel: dict) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(True, axis="x")
     ax.set_axisbelow(True)
+
+
+def lines(panels: Sequence[dict]) -> str:
+    """Shares with 95 % intervals over a count: each panel is {title, xlabel, lines: {name: {x: record}}}.
+
+    Chance is drawn where the records know it.
+    """
+
+    def paint(figure: Figure, axes: np.ndarray) -> None:
+        for ax, panel in zip(axes[0], panels, strict=True):
+            _lines(ax, panel)
+
+    return drawn(5.25 * len(panels), 3.3, (1, len(panels)), paint)
+
+
+def _lines(ax, panel: dict) -> None:
+    for colour, (name, points) in zip(LINES, panel["lines"].items(), strict=False):
+        xs, found = list(points), list(points.values())
+        ax.plot(xs, [m["value"] for m in found], color=colour, lw=1.6, marker="o", ms=4, label=name)
+        if all(m["low"] is not None for m in found):
+            ax.fill_between(xs, [m["low"] for m in found], [m["high"] for m in found], color=colour, alpha=0.15, lw=0)
+        if all(m["chance"] is not None for m in found):
+            ax.plot(xs, [m["chance"] for m in found], color=colour, lw=1.2, ls=(0, (2, 2)))
+    ax.plot([], [], color=INK, lw=1.2, ls=(0, (2, 2)), label="chance")
+    shown = sorted({x for points in panel["lines"].values() for x in points})
+    ax.set_xscale("log")
+    ax.set_xticks(shown, [str(x) for x in shown])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(title=panel["title"], xlabel=panel["xlabel"], ylim=(0, None))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.grid(True)
+    ax.legend()
 
 
 def drawn(width: float, height: float, shape: tuple[int, int], paint: Callable[[Figure, np.ndarray], None]) -> str:

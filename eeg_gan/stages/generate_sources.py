@@ -17,10 +17,10 @@ from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import Reader
 from eeg_gan.distributed import generator_at
-from eeg_gan.models.eeg import SubjectEncoder
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import (
+    OF_IMAGES,
     LoadedEncoder,
     embed_images,
     encode_split,
@@ -31,6 +31,7 @@ from eeg_gan.stages.loading import (
     open_shards,
     same_encoder,
     spread,
+    with_layers,
 )
 from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
@@ -137,8 +138,8 @@ def from_trial(config: Any, generator: Generator, state: dict, device: torch.dev
     """One .npy of [electrodes, samples] as shards hold it: filtered, cut and scaled."""
     encoder = _encoder(config, state)
     eeg = _read_trial(Path(config.trial), encoder.state["data"], config.encoder)
-    if isinstance(encoder.module, SubjectEncoder):
-        encoder.module.numbers([""])  # says that the mean layer serves
+    if layered := with_layers(encoder.module):
+        layered.numbers([""])  # says that the mean layer serves
 
     def conditions(picked: list[int]) -> Tensor:
         with evaluating(encoder.module.to(device)) as net, torch.no_grad():
@@ -163,7 +164,7 @@ def from_images(config: Any, generator: Generator, state: dict, device: torch.de
             return over_all(lambda e: net(e["x"].to(device)), lambda i: {"x": embeddings[i]}, len(picked), 256)
 
     digests = {"features": checkpoint.tensors_digest(regressor.state_dict())}
-    return Source(keys, conditions, files, digests, splits, "images through image2eeg")
+    return Source(keys, conditions, files, digests, splits, OF_IMAGES)
 
 
 SOURCES = {
@@ -213,7 +214,7 @@ def features_of(config: Any, generator: Generator, state: dict) -> Features:
             f"{config.features} holds features of length {dim}, but {config.gan} was trained on length "
             f"{generator.c_dim}; give the features that it was trained on"
         )
-    if known.meta.get("of") != "images through image2eeg":  # those imitate the encoder that the regressor learned from
+    if known.meta.get("of") != OF_IMAGES:  # those imitate the encoder that the regressor learned from
         same_encoder(known, state["encoder_digest"], config.features, config.gan)
     return known
 

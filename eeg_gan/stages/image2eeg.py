@@ -5,20 +5,29 @@ Singh & Raman, WACV 2024, section 3.4. The target of an image is the EEG feature
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader, shuffled_at
-from eeg_gan.distributed import barrier, own_part, rank, seed_at
+from eeg_gan.distributed import barrier, from_main, gather, own_part, rank, seed_at
+from eeg_gan.losses.contrastive import ContrastiveConfig, contrastive, logit_scale
+from eeg_gan.metrics.embedding import kmeans_accuracy
+from eeg_gan.metrics.retrieval import ranks, top_k
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
-from eeg_gan.stages.loading import about_data, embed_images, load_features, open_shards, unique_images
+from eeg_gan.stages.loading import about_data, load_features, open_shards, unique_images
+from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library, evaluating
 from eeg_gan.training.optim import OptimConfig
+
+UNIT = {"cosine": "1 - cosine", "mse": "1", "contrastive": "nats"}  # of the losses
+RANGE = {"cosine": "-1 to 1"}  # of validation figures that are no shares
 
 
 @dataclass(frozen=True)
@@ -28,28 +37,51 @@ class Config:
     features: str  # run_dir of embed: the EEG features to be predicted
     tower: TowerConfig = field(default_factory=TowerConfig)
     regressor: ImageToEEGConfig = field(default_factory=ImageToEEGConfig)
+    loss: Literal["cosine", "mse", "contrastive"] = "cosine"  # mse is the paper's; contrastive tells pictures apart
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: int = 256  # trials in the global batch
     total_images: int = 200_000  # trials to train on, over all processes
     evaluate_every: int = 10_000  # trials between two evaluations on the validation split
     checkpoint_every: int = 100_000  # trials between two checkpoints
+    select: Literal["cosine", "top1", "kmeans_accuracy"] = "cosine"  # what the best checkpoint is best in
     stop_after: int | None = None  # save and leave with exit code 75 after so many trials
     seed: int = 0  # of every random draw
 
     def __post_init__(self):
         if self.batch < 1 or self.total_images < 1:
             raise ValueError("batch and total_images count trials, so they are 1 or more")
+        if self.loss == "contrastive" and self.batch < 2:
+            raise ValueError("loss=contrastive needs a pair and a negative, so batch is 2 or more")
         if min(self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
 
 @dataclass
 class Pairs:
-    """The image embedding, the subject and the EEG feature of every trial of a split."""
+    """The image embedding, the subject and the EEG feature of every trial of a split; its picture and its class."""
 
     embedding_NE: Tensor
     subject_N: Tensor
     target_ND: Tensor
+    picture_N: Tensor
+    label_N: Tensor
+    first: list[int]  # the trial that shows each distinct picture first
+
+
+class Regressor(nn.Module):
+    """The regressor and, for the contrastive loss, its temperature."""
+
+    def __init__(self, regressor: ImageToEEG, scale: nn.Module | None):
+        super().__init__()
+        self.regressor, self.scale = regressor, scale
+
+    def forward(self, embedding: Tensor, subject: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.regressor(embedding, subject), None if self.scale is None else self.scale()
+
+    def weights(self) -> dict[str, nn.Module]:
+        """The networks of a checkpoint by name; later stages read `regressor` alone."""
+        return {"regressor": self.regressor} | ({} if self.scale is None else {"scale": self.scale})
 
 
 def run(config: Config) -> None:
@@ -72,9 +104,9 @@ def run(config: Config) -> None:
             "dim": train.target_ND.shape[1],
             "n_subjects": int(train.subject_N.max()) + 1,
         }
-        model = ImageToEEG(sizes["embedding_dim"], sizes["dim"], config.regressor, sizes["n_subjects"]).to(rt.device)
-        optimiser = optim.build(model.parameters(), config.optim)
-        images, state = checkpoint.resume(rt.run_dir, {"regressor": model}, {"optimiser": optimiser})
+        model = build(config, sizes).to(rt.device)
+        optimiser = optim.build([p for p in model.parameters() if p.requires_grad], config.optim)
+        images, state = checkpoint.resume(rt.run_dir, model.weights(), {"optimiser": optimiser})
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
@@ -82,60 +114,101 @@ def run(config: Config) -> None:
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                indices = shuffled_at(config.seed, len(train.target_ND), images, config.batch)[own_part(config.batch)]
+                indices = torch.as_tensor(shuffled_at(config.seed, len(train.target_ND), images, config.batch))
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
-                loss = step(rt, net, optimiser, train, torch.as_tensor(indices), images)
+                loss = step(rt, net, optimiser, train, indices, images)
                 images += config.batch
                 bar.update(images, f"loss {loss:.3f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
-                    cosine = evaluate(model, val)
-                    rt.log.scalars(images, {"loss/train (1 - cosine)": loss, "val/cosine (-1 to 1)": cosine})
-                    better = best is None or cosine > best["cosine"]
-                    best = {"images": images, "cosine": cosine} if better else best
+                    figures = from_main(evaluate(model.regressor, val, config.seed))
+                    shown = {
+                        f"val/{name} ({'-1 to 1' if name == 'cosine' else '0 to 1'})": value
+                        for name, value in figures.items()
+                    }
+                    rt.log.scalars(images, {f"loss/train ({UNIT[config.loss]})": loss, **shown})
+                    better = best is None or figures[config.select] > best[config.select]
+                    best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    if rt.main:
-                        state = {
-                            "regressor": to_dict(config.regressor),
-                            "tower": to_dict(config.tower),
-                            **sizes,
-                            "data": about_data(shards),
-                            "best": best,
-                        }
-                        checkpoint.save_run(
-                            rt.run_dir, images, {"regressor": model}, {"optimiser": optimiser}, state, "cosine"
-                        )
-                    barrier()
+                    save(rt, model, optimiser, images, best, sizes, shards, known)
                 if stop and not last:
                     rt.leave(images)
-        rt.finish(f"validation: cosine of predicted and measured feature {best['cosine']:.3f}")
+        rt.finish(
+            f"validation: cosine of predicted and measured feature {best['cosine']:.3f}, "
+            f"picture found {best['top1']:.3f}, k-means accuracy {best['kmeans_accuracy']:.3f}"
+        )
+
+
+def build(config: Config, sizes: dict[str, int]) -> Regressor:
+    regressor = ImageToEEG(sizes["embedding_dim"], sizes["dim"], config.regressor, sizes["n_subjects"])
+    return Regressor(regressor, logit_scale(config.contrastive) if config.loss == "contrastive" else None)
 
 
 def pairs(rt: runtime.Runtime, shards, split: str, tower, known: Features) -> Pairs:
     reader = Reader(shards, split, rt.config.loader.cache_mb, rt.config.loader.workers)
-    first, numbers = unique_images(shards, split)
-    embeddings = embed_images(tower, reader, first, rt.device).cpu()
+    embeddings, numbers = pictures_of(tower, reader, rt.run_dir, rt.device)
     subjects = torch.tensor([reader.subjects.index(meta["subject"] or "") for meta in shards.metas(split)])
-    return Pairs(embeddings[numbers], subjects, known.rows(shards.keys(split)))
+    labels, first = torch.as_tensor(reader.labels), unique_images(shards, split)[0]
+    return Pairs(embeddings[numbers], subjects, known.rows(shards.keys(split)), numbers, labels, first)
 
 
 def step(rt, net, optimiser, train: Pairs, indices: Tensor, images: int) -> float:
-    """One step on 1 - cosine, the squared error of unit vectors up to a factor."""
+    """One optimiser step on this rank's part of the global batch, whose trials `indices` [B] numbers."""
     config: Config = rt.config
     optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
-    z = net(train.embedding_NE[indices].to(rt.device), train.subject_N[indices].to(rt.device))
-    loss = 1 - (z * train.target_ND[indices].to(rt.device)).sum(1).mean()
+    own = indices[own_part(len(indices))]
+    z, scale = net(train.embedding_NE[own].to(rt.device), train.subject_N[own].to(rt.device))
+    loss = loss_of(config, z, train.target_ND[own].to(rt.device), scale, train, indices)
     optimiser.zero_grad()
     rt.accelerator.backward(loss)
     optimiser.step()
     return float(loss.detach())
 
 
+def loss_of(config: Config, z: Tensor, target: Tensor, scale: Tensor | None, train: Pairs, indices: Tensor) -> Tensor:
+    """Predicted z [b, D] against measured features [b, D]; `indices` [B] numbers the trials of the global batch.
+
+    Of unit vectors the squared error is 2 / D times 1 - cosine: the two differ in what a learning rate means.
+    """
+    if config.loss == "mse":
+        return (z - target).square().mean()
+    if config.loss == "cosine":
+        return 1 - (z * target).sum(1).mean()
+    whole = train.picture_N[indices].to(z.device), train.label_N[indices].to(z.device)
+    return contrastive(gather(z), gather(target), scale, config.contrastive, *whole)
+
+
 @torch.no_grad()
-def evaluate(model: ImageToEEG, val: Pairs) -> float:
-    """Mean cosine between predicted and measured features of unseen images, for the mean subject."""
+def evaluate(model: ImageToEEG, val: Pairs, seed: int) -> dict[str, float]:
+    """Predicted features of unseen pictures, for the mean subject, against measured ones.
+
+    cosine: the mean over trials. top1: how often a trial's picture is the nearest of all. kmeans_accuracy: the paper's
+    measure, on predicted features.
+    """
     device = next(model.parameters()).device
     with evaluating(model) as net:
-        return float((net(val.embedding_NE.to(device)).cpu() * val.target_ND).sum(1).mean())
+        z = net(val.embedding_NE[val.first].to(device)).cpu()
+    target, labels = val.target_ND.numpy(), val.label_N[val.first].numpy()
+    classes = len(np.unique(labels))
+    return {
+        "cosine": float((z[val.picture_N] * val.target_ND).sum(1).mean()),
+        "top1": float(top_k(ranks(target, z.numpy(), val.picture_N.numpy()), 1).mean()),
+        "kmeans_accuracy": kmeans_accuracy(z.numpy(), labels, classes, seed)[0] if len(z) >= classes else 0.0,
+    }
+
+
+def save(rt, model: Regressor, optimiser, images: int, best: dict, sizes: dict, shards, known: Features) -> None:
+    config: Config = rt.config
+    if rt.main:
+        state = {
+            "regressor": to_dict(config.regressor),
+            "tower": to_dict(config.tower),
+            **sizes,
+            "data": about_data(shards),
+            "target_digest": known.meta["encoder_digest"],
+            "best": best,
+        }
+        checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
+    barrier()

@@ -16,7 +16,7 @@ from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, build_encoder
-from eeg_gan.models.heads import ProjectionHead
+from eeg_gan.models.heads import MappedEncoder, ProjectionHead
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower
 from eeg_gan.models.stylegan2.generator import Generator
@@ -24,6 +24,7 @@ from eeg_gan.training import checkpoint
 from eeg_gan.training.inference import evaluating, over_all
 
 OF_LABELS = "class labels"  # what features.json says of one-hot vectors; pictures drawn from them were told their class
+OF_IMAGES = "images through image2eeg"  # what it says of predicted features
 
 
 def open_shards(loader: LoaderConfig, splits: tuple[str, ...], streams: bool = False) -> Shards:
@@ -72,7 +73,12 @@ def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEnc
     names = about["ch_names"], about["sfreq"], found.state.get("subjects", ())
     module = build_encoder(config, about["n_chans"], about["n_times"], *names)
     checkpoint.restore(module, found.tensors["encoder"], found.path)
-    return LoadedEncoder(module, config, checkpoint.tensors_digest(found.tensors["encoder"]), found.state)
+    weights = found.tensors["encoder"]
+    if "map" in found.tensors:
+        module = MappedEncoder(module, config.dim)
+        checkpoint.restore(module.map, found.tensors["map"], found.path)
+        weights = weights | {f"map.{name}": value for name, value in found.tensors["map"].items()}
+    return LoadedEncoder(module, config, checkpoint.tensors_digest(weights), found.state)
 
 
 def new_encoder(config: EncoderConfig, shards: Shards, subjects: Sequence[str] = ()) -> nn.Module:
@@ -86,9 +92,16 @@ def subjects_of(shards: Shards, splits: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({meta["subject"] or "" for split in splits for meta in shards.metas(split)}))
 
 
+def with_layers(encoder: nn.Module) -> SubjectEncoder | None:
+    """The part of an encoder that has a layer for each subject; None where it has none."""
+    inner = encoder.encoder if isinstance(encoder, MappedEncoder) else encoder
+    return inner if isinstance(inner, SubjectEncoder) else None
+
+
 def layers_of(encoder: nn.Module, shards: Shards, split: str) -> Tensor | None:
     """For each trial of a split the number of its subject's layer [N]; None where the encoder has no such layers."""
-    if not isinstance(encoder, SubjectEncoder):
+    encoder = with_layers(encoder)
+    if encoder is None:
         return None
     names = subjects_of(shards, (split,))
     number = dict(zip(names, encoder.numbers(names).tolist(), strict=True))
@@ -205,7 +218,7 @@ def encode_split(
 ) -> Tensor:
     """Unit features [N, D] of every trial of a split, or of `trials` of it, without dropout."""
     trials = range(reader.n) if trials is None else trials
-    layers = layers_of(encoder, reader.shards, reader.split) if isinstance(encoder, SubjectEncoder) else None
+    layers = None if with_layers(encoder) is None else layers_of(encoder, reader.shards, reader.split)
 
     def forward(b: dict) -> Tensor:
         eeg = b["eeg"].to(device)

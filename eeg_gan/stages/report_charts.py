@@ -33,6 +33,8 @@ BARS = (  # title, metrics: the figure is left out where none of them is there
             "align/retrieval_top1": "top 1",
             "align/retrieval_top5": "top 5",
             "align/retrieval_top10": "top 10",
+            "align/linear_map_top1": "top 1 by a linear map of stage 1",
+            "align/image_to_eeg_top1": "top 1 from picture to EEG",
             "align/retrieval_top1_within_class": "top 1 within its class",
             "align/class_top1": "class of the top 1",
         },

@@ -1,5 +1,7 @@
 """Sections of the report that are tables: split and audit, every metric, how it was run."""
 
+import re
+
 from eeg_gan.config import UserError
 from eeg_gan.stages.report_runs import Runs
 
@@ -19,6 +21,29 @@ MEANING = {  # how each figure was obtained, by its name without judge and condi
     "align/retrieval_top1_within_class": "nearest among held-out pictures of the seen class: more than the class",
     "align/retrieval_top5_within_class": "among the nearest 5 held-out pictures of the seen class",
     "align/class_top1": "the nearest held-out picture is of the right class",
+    "align/class_top5": "of the classes, ranked by their nearest picture, the true one is among the first 5",
+    "align/class_top10": "of the classes, ranked by their nearest picture, the true one is among the first 10",
+    "align/image_to_eeg_top1": "from the picture to the EEG: a trial that showed it is nearer than every trial that "
+    "showed another picture",
+    "align/image_to_eeg_top5": "from the picture to the EEG: among the nearest 5",
+    "align/image_to_eeg_top10": "from the picture to the EEG: among the nearest 10",
+    "align/image_to_eeg_class_top1": "from the picture to the EEG: the nearest trial is of the right class",
+    "align/image_to_eeg_class_top5": "from the picture to the EEG: classes ranked by their nearest trial, first 5",
+    "align/image_to_eeg_class_top10": "from the picture to the EEG: classes ranked by their nearest trial, first 10",
+    "align/linear_map_top1": "retrieval by a ridge from the stage-1 feature to the tower, the score joint training has "
+    "to beat",
+    "align/linear_map_top5": "the same among the nearest 5",
+    "align/linear_map_top10": "the same among the nearest 10",
+    "image2eeg/retrieval_top1": "the feature predicted for the seen picture is the nearest to the measured one, of all "
+    "held-out pictures",
+    "image2eeg/retrieval_top5": "the predicted feature is among the nearest 5",
+    "image2eeg/retrieval_top10": "the predicted feature is among the nearest 10",
+    "image2eeg/class_top1": "the nearest predicted feature is of the right class",
+    "image2eeg/class_top5": "classes ranked by their nearest predicted feature: the true one is in the first 5",
+    "image2eeg/class_top10": "classes ranked by their nearest predicted feature: the true one is in the first 10",
+    "image2eeg/kmeans_accuracy": "k-means on the features predicted for held-out pictures: the paper's measure",
+    "image2eeg/knn_accuracy": "predicted features by the vote of the 5 nearest measured training features",
+    "image2eeg/cosine": "of predicted and measured feature; chance is the cosine with another picture's prediction",
     "generate/class_accuracy": "share of pictures in which the judge network sees the class of the trial",
     "generate/fid": "Fréchet distance of the judge's features, generated to held-out real pictures; lower is better",
     "generate/kid": "kernel distance of the judge's features (unbiased); lower is better, 0 is equal",
@@ -134,8 +159,19 @@ def metrics(runs: Runs) -> list[dict]:
     ]
 
 
+WAY = re.compile(r"align/retrieval_(\d+)way_top(\d+)")
+MEAN = re.compile(r"align/retrieval_(eeg_)?mean_of_(\d+|all)_top(\d+)")
+
+
 def meaning(name: str) -> str:
     """How a metric was obtained; the judge in brackets and the condition behind it are said in words."""
+    if found := WAY.fullmatch(name):
+        return f"among the nearest {found[2]} of {found[1]} pictures, in expectation over the distractors"
+    if found := MEAN.fullmatch(name):
+        what = "the EEG of one person's" if found[1] else "the features of all people's"
+        return (
+            f"retrieval, among the nearest {found[3]}, after averaging {what} trials of a picture, {found[2]} at a time"
+        )
     suffix = next((s for s in CONDITIONS if name.endswith(s)), "")
     plain, _, judge = name.removesuffix(suffix).partition("[")
     words = [MEANING.get(plain, "")] + ([CONDITIONS[suffix]] if suffix else [])

@@ -4,7 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eeg_gan.losses.contrastive import LARGEST, ContrastiveConfig, LogitScale, clip_loss
+from eeg_gan.losses.contrastive import (
+    LARGEST,
+    ContrastiveConfig,
+    LogitScale,
+    clip_loss,
+    contrastive,
+    logit_scale,
+    soft_targets,
+)
+from eeg_gan.torchvision_compat import load
 
 
 def test_clip_loss_by_hand():
@@ -59,3 +68,48 @@ def test_the_scale_learns():
     scale, a = LogitScale(1.0), torch.eye(4)
     clip_loss(a, a, scale()).backward()
     assert scale.log_scale.grad < 0
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_hard_targets_give_what_open_clip_gives(kind):
+    torch.manual_seed(0)
+    a, b = (torch.randn(7, 5, requires_grad=True) for _ in range(2))
+    unit = [F.normalize(x, dim=1) for x in (a, b)]
+    config = ContrastiveConfig(kind=kind, same_image=False, temperature=0.1)
+    scale = logit_scale(config)
+    losses = load("open_clip.loss")
+    theirs = losses.ClipLoss()(*unit, 10.0) if kind == "clip" else losses.SigLipLoss()(*unit, 10.0, -10.0)
+    ours = contrastive(a, b, scale(), config)
+    torch.testing.assert_close(ours, theirs)
+    for own, other in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(theirs, (a, b)), strict=True):
+        torch.testing.assert_close(own, other)
+    assert all(p.requires_grad for p in scale.parameters()) and len(scale()) == (1 if kind == "clip" else 2)
+
+
+def test_trials_of_one_class_are_half_positives():
+    shown, label = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1])
+    found = soft_targets(shown, label, 0.5, 4, shown.device)
+    assert found.tolist() == [[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0.5, 0.5, 1, 0], [0, 0, 0, 1]]
+    assert soft_targets(None, label, 0.0, 4, shown.device) is None
+    assert soft_targets(None, label, 1.0, 4, shown.device)[0].tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_soft_target_pulls_trials_of_a_class_together(kind):
+    """Descent on free vectors: with the class as target, cosines within it end far above those between classes."""
+    shown, label = torch.arange(6), torch.tensor([0, 0, 0, 1, 1, 1])
+    within = {}
+    for share in (0.0, 0.8):
+        torch.manual_seed(0)
+        config = ContrastiveConfig(kind=kind, same_class=share, learn_temperature=False, temperature=0.2, bias=-2.0)
+        a, b, scale = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True), logit_scale(config)
+        optimiser = torch.optim.Adam([a, b], lr=0.1)
+        for _ in range(100):
+            optimiser.zero_grad()
+            contrastive(a, b, scale(), config, shown, label).backward()
+            optimiser.step()
+        cosine = F.normalize(a.detach(), dim=1) @ F.normalize(b.detach(), dim=1).T
+        alike = (label[:, None] == label[None]) & ~torch.eye(6, dtype=torch.bool)
+        within[share] = float(cosine[alike].mean())
+        assert cosine.diagonal().mean() > 0.5
+    assert within[0.8] > within[0.0] + 0.4

@@ -1,0 +1,86 @@
+"""What align starts from: an encoder of stage 1, its linear map, or a new encoder; and the image side of a split."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eeg_gan.config import UserError
+from eeg_gan.data.loader import Reader
+from eeg_gan.data.shards import Shards
+from eeg_gan.losses.contrastive import LogitScale, logit_scale
+from eeg_gan.models.eeg import EncoderConfig
+from eeg_gan.models.heads import MappedEncoder, ProjectionHead
+from eeg_gan.models.image_tower import ImageTower
+from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, subjects_of, unique_images
+from eeg_gan.stages.tower_cache import pictures_of
+from eeg_gan.training import runtime
+
+
+class Aligner(nn.Module):
+    """Both modalities as unit vectors of one space, and the temperature between them."""
+
+    def __init__(self, encoder: nn.Module, projection: nn.Module, scale: LogitScale, tower: nn.Module | None):
+        super().__init__()
+        self.encoder, self.projection, self.scale, self.tower = encoder, projection, scale, tower
+
+    def forward(self, eeg: Tensor, picture: Tensor, subject: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """eeg [B, C, T]; picture: uint8 images where the tower is trained, else its embeddings [B, E].
+
+        subject [B] numbers the layers of an encoder that has one for each subject.
+        """
+        embedding = picture if self.tower is None else self.tower(picture)
+        return (
+            self.encoder(eeg) if subject is None else self.encoder(eeg, subject),
+            self.projection(embedding),
+            self.scale(),
+        )
+
+    def weights(self) -> dict[str, nn.Module]:
+        """The networks of a checkpoint by name."""
+        mapped = isinstance(self.encoder, MappedEncoder)
+        named = {"encoder": self.encoder.encoder if mapped else self.encoder}
+        named |= {"map": self.encoder.map} if mapped else {}
+        named |= {"projection": self.projection, "scale": self.scale}
+        return named | ({"tower": self.tower} if self.tower is not None else {})
+
+
+class Pictures:
+    """The image side of one split: pictures for a trained tower, kept embeddings for a frozen one."""
+
+    def __init__(self, rt: runtime.Runtime, tower: ImageTower, reader: Reader):
+        self.first, self.numbers = unique_images(reader.shards, reader.split)
+        self.embeddings = pictures_of(tower, reader, rt.run_dir, rt.device)[0] if tower.frozen else None
+
+    def of(self, data: dict) -> Tensor:
+        """What the model reads for a batch: embeddings [B, E], or the pictures themselves."""
+        return data["image"] if self.embeddings is None else self.embeddings[self.numbers[data["index"]]]
+
+
+def stage1(run_dir: str | None, architecture: EncoderConfig, shards: Shards) -> LoadedEncoder:
+    """The encoder of a run of encode, or a description of a new one, whose module is yet to be made."""
+    if run_dir is None:
+        subjects = subjects_of(shards, ("train",)) if architecture.subjects else ()
+        state = {"subjects": list(subjects), "base_subjects": []} if subjects else {}
+        return LoadedEncoder(nn.Identity(), architecture, None, state)
+    if architecture != EncoderConfig():
+        raise UserError(
+            f"architecture describes a new encoder, but encoder={run_dir} has its own; leave one of them out"
+        )
+    loaded = load_encoder(run_dir, shards)
+    if isinstance(loaded.module, MappedEncoder):
+        raise UserError(f"encoder={run_dir} is a run with learn=map; give the run_dir of encode that it started from")
+    return loaded
+
+
+def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) -> Aligner:
+    """The model of an align config; random weights are drawn from torch's present stream."""
+    encoder = start.module
+    if config.encoder is None or config.from_scratch:
+        encoder = new_encoder(start.config, shards, start.state.get("subjects", ()))
+    projection = ProjectionHead(tower.dim, start.config.dim)
+    scale = logit_scale(config.loss)
+    if config.learn == "map":
+        with torch.random.fork_rng():
+            encoder = MappedEncoder(encoder, start.config.dim)
+    return Aligner(encoder.train(), projection, scale, None if tower.frozen else tower)
