@@ -43,7 +43,7 @@ def entries(run_dir: str) -> list[Entry]:
         array = len(line["tasks"]) > 1
         for number, task in enumerate(line["tasks"]):
             job = f"{line['job']}_{number}" if array else line["job"]
-            name = f"local_{line['stage']}-{number:03d}" if line["job"] == "local" else job
+            name = f"local_{line['file']}-{number:03d}" if line["job"] == "local" else job
             place = Path(line["folder"], task["run_dir"])
             log = home / line["submission"] / f"{name}_0.log"
             entry = Entry(line["stage"], line["verb"], task["label"], tuple(task["words"]), place, job, log)
@@ -116,27 +116,64 @@ def progress(entry: Entry) -> str:
 
 def collect(run_dir: str, out: IO[str]) -> int:
     """A csv of what every task measured at last, one row each, the grid's keys as columns; returns the rows."""
-    rows = [_row(entry) for entry in entries(run_dir) if entry.stage == _last_stage(run_dir)]
-    names: dict[str, None] = dict.fromkeys(name for row in rows for name in row)
+    tasks: dict[str, list[Entry]] = {}
+    for entry in entries(run_dir):
+        tasks.setdefault(entry.label, []).append(entry)
+    rows = [_row(stages) for stages in tasks.values()]
+    names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(out, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return len(rows)
 
 
-def _last_stage(run_dir: str) -> str:
-    return entries(run_dir)[-1].stage
-
-
-def _row(entry: Entry) -> dict[str, Any]:
-    record = _json(entry.run_dir / "run.json")
-    row: dict[str, Any] = {"task": entry.label or entry.run_dir.name}
-    row |= dict(word.split("=", 1) for word in entry.words)
-    row |= {"job": entry.job, "state": "done" if record.get("done") else "begun" if record else "not begun"}
-    row |= {"seconds": round(record["seconds"], 1)} if "seconds" in record else {}
-    folders = [entry.run_dir]
-    if entry.stage != entry.verb or len({own.stage for own in _siblings(entry)}) > 1:
-        folders += []
-    for folder in folders:
-        row |= measured(folder)
+def _row(stages: Sequence[Entry]) -> dict[str, Any]:
+    last, records = stages[-1], [_json(entry.run_dir / "run.json") for entry in stages]
+    done = [bool(record.get("done")) for record in records]
+    row: dict[str, Any] = {"task": last.label or last.run_dir.name, **dict(w.split("=", 1) for w in last.words)}
+    row |= {"run_dir": str(last.run_dir), "job": last.job}
+    row |= {"state": "done" if all(done) else "begun" if any(records) else "not begun"}
+    row |= {"seconds": round(sum(record.get("seconds", 0.0) for record in records), 1)}
+    for entry in stages:
+        row |= measured(entry.run_dir, f"{entry.stage}: " if len(stages) > 1 else "")
     return row
+
+
+def measured(run_dir: Path, prefix: str = "") -> dict[str, Any]:
+    """The last row of the log, what the best checkpoint is best in, and every metric with its interval."""
+    found: dict[str, Any] = {}
+    for tag, value in _last_row(run_dir).items():
+        found[prefix + tag] = value
+    best = _json(run_dir / "best.json")
+    if best:
+        found |= {f"{prefix}best {best['metric']}": best["value"], f"{prefix}best checkpoint": best["checkpoint"]}
+    for path in (run_dir / "metrics.json", *sorted(run_dir.glob("*/metrics.json"))):
+        for name, entry in _json(path).items():
+            if isinstance(entry, dict) and "value" in entry:
+                kept = {"": entry["value"], " low": entry.get("low"), " high": entry.get("high")}
+                found |= {name + suffix: value for suffix, value in kept.items() if value is not None}
+    return found
+
+
+def _last_row(run_dir: Path) -> dict[str, float]:
+    """Each tag's last value; not every row has every tag."""
+    found: dict[str, float] = {}
+    path = run_dir / "stats.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found |= {tag: value for tag, value in json.loads(line).items() if math.isfinite(value)}
+        except (json.JSONDecodeError, TypeError):
+            break  # the last line of a run that is writing
+    return found
+
+
+def _images(run_dir: Path) -> int | None:
+    names = [path.name.rpartition("-")[2] for path in run_dir.glob("checkpoint-*[0-9]")]
+    return max(map(int, names), default=None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

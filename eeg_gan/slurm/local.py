@@ -36,7 +36,7 @@ def run(submission: Submission, parallelism: int = 1) -> int:
 def _task(submission: Submission, stage: Stage, number: int, code: Path) -> int:
     """The processes of one task; the first that fails takes the others with it, as srun does."""
     argv = [str(code / script.RUN), submission.plan.folder, "--", *submission.argv(stage, number)]
-    logs = [submission.folder / f"local_{stage.name}-{number:03d}_{rank}.log" for rank in range(stage.facts.processes)]
+    logs = [submission.folder / f"local_{stage.file}-{number:03d}_{rank}.log" for rank in range(stage.facts.processes)]
     began, processes = time.monotonic(), []
     for path, environment in zip(logs, _environments(stage), strict=True):
         with open(path, "ab") as log:

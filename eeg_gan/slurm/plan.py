@@ -33,6 +33,11 @@ class Stage:
     facts: Cluster
     tasks: tuple[Task, ...]
 
+    @property
+    def file(self) -> str:
+        """Its name as part of a file's name."""
+        return grid.label([self.name])
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -142,7 +147,7 @@ def arithmetic(stage: Stage) -> list[str]:
     shared = "" if not facts.gpus_per_node or facts.gpus_per_node == facts.processes_per_node else " share the GPUs"
     cores = facts.processes_per_node * facts.cpus_per_task
     lines.append(
-        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} processes{shared}, "
+        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} process{'es' * (facts.processes > 1)}{shared}, "
         f"{facts.cpus_per_task} cores each: {cores} cores of a node"
         + (f", {facts.mem_gb:g} GB of its memory" if facts.mem_gb is not None else "")
     )

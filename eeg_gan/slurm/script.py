@@ -46,7 +46,7 @@ def options(stage: Stage) -> dict[str, str | int | bool]:
     """The header's options in sbatch's names."""
     facts, array = stage.facts, len(stage.tasks) > 1
     found: dict[str, str | int | bool | None] = {
-        "job-name": _printable(f"{stage.name} {Path(stage.tasks[0].run_dir).name}")[:60],
+        "job-name": _printable(f"{stage.verb} {'/'.join(Path(stage.tasks[0].run_dir).parts[-2:])}")[:60],
         "partition": facts.partition,
         "account": facts.account,
         "qos": facts.qos,
@@ -104,4 +104,4 @@ def _header(name: str, value: str | int | bool) -> str:
 
 
 def _printable(text: str) -> str:
-    return re.sub(r"[^\w .,=+:()-]", "_", text, flags=re.ASCII)
+    return re.sub(r"[^\w .,=+:()/-]", "_", text, flags=re.ASCII)

@@ -49,7 +49,7 @@ class Submission:
 
     def config(self, stage: Stage, number: int) -> Path:
         """The resolved config of a task, which its job reads: an edited YAML does not reach a job that waits."""
-        return self.folder / f"{stage.name}-{number:03d}.yaml"
+        return self.folder / f"{stage.file}-{number:03d}.yaml"
 
     def argv(self, stage: Stage, number: int) -> list[str]:
         return [stage.verb, str(self.config(stage, number))]
@@ -60,7 +60,8 @@ class Submission:
     def record(self, stage: Stage, job: str, **more: Any) -> None:
         """One line of jobs.jsonl: what `status`, `cancel` and `collect` know of a job."""
         tasks = [{"label": task.label, "words": task.words, "run_dir": task.run_dir} for task in stage.tasks]
-        line = {"submission": self.folder.name, "job": job, "stage": stage.name, "verb": stage.verb, "tasks": tasks}
+        line = {"submission": self.folder.name, "job": job, "stage": stage.name, "verb": stage.verb, "file": stage.file}
+        line |= {"tasks": tasks}
         line |= {"folder": self.plan.folder, "processes": stage.facts.processes, "time": time.time(), **more}
         with open(self.home / LIST, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -70,7 +71,7 @@ def submit(submission: Submission) -> list[str]:
     """Submits every stage, each behind the one before it; returns the job ids."""
     code, jobs = submission.write(), []
     for stage in submission.plan.stages:
-        path = submission.folder / f"{stage.name}.sh"
+        path = submission.folder / f"{stage.file}.sh"
         path.write_text(submission.text(stage, code))
         pickles = [_job_file(submission, stage, number) for number in range(len(stage.tasks))]
         job = _sbatch(path, dependency(stage, jobs[-1]) if jobs else [])
