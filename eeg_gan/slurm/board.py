@@ -131,7 +131,7 @@ def _row(stages: Sequence[Entry]) -> dict[str, Any]:
     last, records = stages[-1], [_json(entry.run_dir / "run.json") for entry in stages]
     done = [bool(record.get("done")) for record in records]
     row: dict[str, Any] = {"task": last.label or last.run_dir.name, **dict(w.split("=", 1) for w in last.words)}
-    row |= {"run_dir": str(last.run_dir), "job": last.job}
+    row |= {"run_dir": str(last.run_dir.parent if len(stages) > 1 else last.run_dir), "job": last.job}
     row |= {"state": "done" if all(done) else "begun" if any(records) else "not begun"}
     row |= {"seconds": round(sum(record.get("seconds", 0.0) for record in records), 1)}
     for entry in stages:
