@@ -54,17 +54,22 @@ log = logging.getLogger("eeg_gan")
 
 def entry() -> None:
     """The console script."""
+    settle_threads()
+    sys.exit(main(sys.argv[1:]))
+
+
+def settle_threads() -> None:
+    """Before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # OpenMP threads that spin at every small barrier cost nothing on an idle machine, but where another program
         # has a core they wait for a thread that is not running: 54 against 176 images per s in the GAN on two cores.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    sys.exit(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns its exit code."""
     try:
-        _set_up_logging()
+        set_up_logging()
         return _application()(list(argv), standalone_mode=False, prog_name="eeg-gan") or DONE
     except UserError as error:
         return _say(str(error), USERS)
@@ -77,7 +82,11 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:  # every other exception is our mistake: the traceback is the report
         if hasattr(error, "format_message"):  # click's usage errors
             return _say(error.format_message(), USERS)
-        return _stopped(error) or _ours()
+        if type(error).__name__ != "Stopped":
+            return _ours()
+        _say(str(error), AGAIN)
+        error.hand_over()  # under submitit rank 0 asks for a requeue here, and does not come back
+        return AGAIN
 
 
 def stage(verb: str) -> ModuleType:
@@ -159,7 +168,7 @@ def _show_keys(verb: str) -> None:
     out.print(table)
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -183,11 +192,6 @@ def _say(message: str, code: int) -> int:
 def _ours() -> int:
     log.exception("eeg-gan: this is a mistake of the program, not yours; please report it with the lines below")
     return OURS
-
-
-def _stopped(error: BaseException) -> int | None:
-    """The exit code of a run that saved and left because it was asked to, or None."""
-    return _say(str(error), AGAIN) if type(error).__name__ == "Stopped" else None
 
 
 def _is_users(error: OSError) -> bool:
