@@ -25,11 +25,13 @@ from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
 
-# Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched.
+# Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched, and whether a GPU
+# repeats its bits.
 MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
 MAY_CHANGE += (
     "workers",
     "keep_checkpoints",
+    "deterministic",
     "loader.stream.url",
     "loader.stream.retries",
     "loader.stream.retry_s",

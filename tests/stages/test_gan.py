@@ -1,9 +1,13 @@
 """The gan stage by its front door: transfer, further averages, divergence, sizes that cannot be drawn."""
 
+import pytest
 import torch
 from conftest import commands, debug
 
 from eeg_gan import cli
+from eeg_gan.data import features
+from eeg_gan.data.loader import Reader
+from eeg_gan.data.shards import Shards
 from eeg_gan.stages import gan, gan_steps
 from eeg_gan.stages.loading import load_generator
 from eeg_gan.training import checkpoint
@@ -52,6 +56,36 @@ def test_training_asks_for_the_same_bits_each_time_where_it_is_told_to(tmp_path,
     assert seen == [(True, False), (False, True)] and not torch.are_deterministic_algorithms_enabled()
     tensors = [checkpoint.newest(tmp_path / name).tensors["g"] for name in "df"]
     assert checkpoint.tensors_digest(tensors[0]) == checkpoint.tensors_digest(tensors[1])
+
+
+def test_each_step_comes_at_its_interval_and_sees_a_picture_under_its_own_condition(tmp_path, runs, monkeypatch):
+    """R1 every 3 batches of 16, path lengths every 2, p after 4 batches by 4 x 16 of 1,000 images."""
+    came, pairs = [], []
+
+    def watched(name):
+        whole = getattr(gan, name)
+
+        def step(batch, *given):
+            came.append((name, batch.images // 16))
+            if name == "step_discriminator":
+                pairs.extend(zip(*given, strict=True))
+            return whole(batch, *given)
+
+        monkeypatch.setattr(gan, name, step)
+
+    for name in ("step_discriminator", "step_r1", "step_generator", "step_path_length"):
+        watched(name)
+    more = ["condition={}", "augment={p: 0.3, every: 4, speed_kimg: 1}", "path_length={weight: 2.0, every: 2}"]
+    assert cli.main(words(runs, tmp_path / "g", *more, "r1_every=3", "total_images=64", "evaluate.every=null")) == 0
+    at = {name: [number for own, number in came if own == name] for name, _ in came}
+    assert at["step_discriminator"] == at["step_generator"] == [0, 1, 2, 3]
+    assert at["step_r1"] == [0, 3] and at["step_path_length"] == [0, 2]
+    assert abs(checkpoint.newest(tmp_path / "g").state["players"]["augment"]["p"] - 0.3) == pytest.approx(0.064)
+    shards, known = Shards(runs / "prepare" / "index.json", ("train",)), features.load(runs / "embed")
+    rows, reader = known.rows(shards.keys("train")), Reader(shards, "train")
+    for picture, c in pairs:
+        (trial,) = (rows == c).all(dim=1).nonzero()[0]
+        assert gan.to_float(reader.batch([int(trial)])["image"])[0].equal(picture)
 
 
 def test_every_average_is_kept_and_read(runs):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,55 @@ def test_geometry_has_the_spread_of_the_table():
     matrix = drawn(1.0, "geom", 20000)["warp"]
     log_area = matrix[:, :, :2].det().log2()  # anisotropic scaling and rotation keep the area
     assert log_area.std().item() == pytest.approx(0.4, rel=0.05) and abs(log_area.mean().item()) < 0.02
+    sizes = torch.linalg.svdvals(matrix[:, :, :2]).log2()
+    apart = (sizes[:, 0] - sizes[:, 1]) / 2  # |N(0, 0.2)|: one side by s, the other by 1 / s
+    assert apart.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.05)
+    shift = torch.linalg.solve(matrix[:, :, :2], matrix[:, :, 2])
+    assert shift.std(dim=0).tolist() == pytest.approx([0.125 * 20, 0.125 * 16], rel=0.05)
+    matrix = drawn(0.4, "geom", 20000)["warp"]
+    assert (matrix[:, 0, 1] != 0).float().mean().item() == pytest.approx(0.4, abs=0.02), "one of two rotations"
+
+
+def test_blits_shift_by_an_eighth_at_most():
+    matrix = augment.draw(generator(), 20000, 1.0, 160, 160, "blit")["warp"]
+    shift = matrix[:, :, 2].round()
+    assert shift.abs().max() <= 20 and shift.std().item() == pytest.approx(20 / math.sqrt(3), rel=0.03)
+
+
+def test_colors_have_the_spread_of_the_table():
+    """Along grey lie contrast and the luma flip, across it saturation and hue; the offset before them is brightness."""
+    matrix = drawn(1.0, "color", 20000)["color"].double()
+    linear, grey = matrix[:, :, :3], torch.full([3], 3**-0.5, dtype=torch.double)
+    along = grey @ linear @ grey
+    contrast = along.abs()
+    saturation = (linear.det().abs() / contrast**3).sqrt()
+    cosine = (linear.diagonal(dim1=1, dim2=2).sum(1) - along) / (2 * contrast * saturation)
+    brightness = torch.linalg.solve(linear, matrix[:, :, 3])
+    assert contrast.log2().std().item() == pytest.approx(0.5, rel=0.05)
+    assert (along < 0).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert saturation.log2().std().item() == pytest.approx(1.0, rel=0.05)
+    assert abs(cosine.mean().item()) < 0.02 and cosine.std().item() == pytest.approx(0.5**0.5, rel=0.03)
+    assert brightness[:, 0].std().item() == pytest.approx(0.2, rel=0.05)
+    torch.testing.assert_close(brightness[:, :1].expand(-1, 3), brightness, atol=1e-4, rtol=0)
+
+
+def test_filters_and_noise_have_the_spread_of_the_table():
+    """The bands of lowest and highest frequency by the published recipe, in NumPy: 2^N(0, 1) each, over its power."""
+    kernels = drawn(1.0, "filter", 20000)["filter"]
+    signs = 1 - 2 * (torch.arange(43) % 2)
+    found = [kernels.sum(dim=1).log2(), (kernels * -signs).sum(dim=1).log2()]
+    rng, gains = np.random.default_rng(0), np.ones((20000, 4))
+    for band in range(4):
+        own = np.ones((20000, 4))
+        own[:, band] = 2 ** rng.normal(size=20000)
+        gains *= own / np.sqrt((own**2 * np.array([10, 1, 1, 1]) / 13).sum(axis=1, keepdims=True))
+    for values, expected in zip(found, np.log2(gains[:, [0, 3]]).T, strict=True):
+        assert values.mean().item() == pytest.approx(expected.mean(), abs=0.03)
+        assert values.std().item() == pytest.approx(expected.std(), rel=0.05)
+    noise = drawn(1.0, "noise", 4000)["noise"]
+    assert noise.std().item() == pytest.approx(0.1, rel=0.05)
+    sigma = noise.flatten(1).std(dim=1)
+    assert sigma.mean().item() == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.05)
 
 
 def test_color_moves_grey_along_grey_and_keeps_luma_under_hue():

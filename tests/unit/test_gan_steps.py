@@ -55,7 +55,7 @@ def trained(config, steps=20):
         features = torch.nn.functional.normalize(torch.randn(12, 5, generator=generator), dim=1)
         real = torch.rand(12, 3, 16, 16, generator=generator) * 2 - 1
         conditions = Conditions(features, [i // 3 for i in range(12)], config.condition)
-        players = gan_steps.build(config, 16, features, torch.device("cpu"))
+        players, signs = gan_steps.build(config, 16, features, torch.device("cpu")), []
         for number in range(steps):
             images = number * config.batch
             trials = torch.arange(images, images + config.batch) % 12
@@ -69,9 +69,11 @@ def trained(config, steps=20):
                 gan_steps.step_path_length(batch)
             gan_steps.update_averages(players, config, images)
             if (number + 1) % config.augment.every == 0:
+                signs.append(players.augment.state_dict()["sign_sum"])
                 players.augment.update(config.batch * config.augment.every)
         tensors = {f"{a}.{b}": v for a, n in players.networks().items() for b, v in n.state_dict().items()}
-        return {**tensors, "p": torch.tensor(players.augment.p), "path": players.path_mean}
+        p = torch.tensor(players.augment.p)
+        return {**tensors, "p": p, "signs": torch.tensor(signs), "path": players.path_mean}
     finally:
         torch.set_default_dtype(torch.float32)
 

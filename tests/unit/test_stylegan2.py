@@ -1,5 +1,6 @@
 """The networks: shapes, formulas of their layers, conditioning, and what evaluation must not change."""
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -151,10 +152,13 @@ def test_no_activation_passes_the_clamp():
     """In units of the layer's gain, as published: 256 where nothing follows, 256 / sqrt(2) of each of two branches."""
     G = Generator(6, 5, 7, 16, **SIZES, architecture="residual", clamp=0.05)
     D = Discriminator(16, 5, **SIZES, mbstd_group=2, clamp=0.05)
+    with torch.no_grad():
+        for weight in (p for name, p in D.named_parameters() if name.endswith("weight")):
+            weight.mul_(50)  # so that all but the RGB of the generator reach it
     largest = {}
     for module in (*G.convs, *G.to_rgb, *D.from_rgb, D.conv, *(m for b in D.blocks for m in (b.first, b.second))):
         module.register_forward_hook(lambda own, given, out: largest.update({own: out.abs().max().item()}))
-    D(9 * G(9 * torch.randn(2, 6), torch.randn(2, 5)), torch.randn(2, 5))
+    D(9 * G(torch.randn(2, 6), torch.randn(2, 5)), torch.randn(2, 5))
     branches = {*G.convs[2::2], *(block.second for block in D.blocks)}
     for module, value in largest.items():
         limit = 0.05 * layers.HALF_GAIN if module in branches else 0.05
@@ -236,6 +240,39 @@ def test_up_and_down_convolutions_keep_a_constant_inside():
     torch.testing.assert_close(down[..., 1:-1, 1:-1], torch.ones(1, 1, 2, 2))
     torch.testing.assert_close(up.flip(2, 3), up)
     torch.testing.assert_close(down, layers.conv_down2d(x, torch.ones(1, 1, 1, 1), taps), atol=0.5, rtol=0)
+
+
+def test_minibatch_deviation_is_the_mean_deviation_of_a_group():
+    x = torch.randn(6, 2, 3, 5).double()
+    expected = [x[i : i + 3].numpy().std(axis=0).mean() for i in (0, 3)]
+    found = layers.minibatch_deviation(x, 3)[:, 2]
+    torch.testing.assert_close(found, torch.tensor(expected).repeat_interleave(3)[:, None, None].expand(6, 3, 5))
+
+
+def test_every_layer_takes_its_style():
+    """4x4: one convolution, then RGB by the style of the next layer; so at every resolution."""
+    G, styles = small_generator(), {}
+    for module in (*G.convs, *G.to_rgb):
+        module.register_forward_pre_hook(lambda own, given: styles.update({own: given[1][0, 0].item()}))
+    G.synthesis(torch.arange(6.0)[None, :, None].expand(1, 6, 7))
+    assert [styles[conv] for conv in G.convs] == [0, 1, 2, 3, 4] and [styles[rgb] for rgb in G.to_rgb] == [1, 3, 5]
+
+
+def test_the_logit_is_the_products_of_features_and_mapped_condition_over_the_root_of_their_number():
+    D = small_discriminator()
+    images, c = torch.randn(4, 3, 16, 16), torch.randn(4, 5)
+    features, condition = D.out(D.features(images)), D.mapping(None, c)
+    assert features.shape == condition.shape == (4, 8)
+    torch.testing.assert_close(D(images, c), (features * condition).sum(dim=1) / math.sqrt(8))
+
+
+def test_the_length_of_z_and_of_the_embedded_condition_tells_nothing():
+    mapping = small_generator().mapping_network
+    z, c = torch.randn(4, 6), torch.randn(4, 5)
+    torch.testing.assert_close(mapping(3 * z, c), mapping(z, c))
+    with torch.no_grad():
+        mapping.embed.weight.mul_(3)  # its bias starts at zero
+    torch.testing.assert_close(mapping(z, c), mapping(z, c / 3))
 
 
 def test_minibatch_deviation_sees_consecutive_groups():
