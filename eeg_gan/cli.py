@@ -35,11 +35,12 @@ VERBS = {
     "evaluate": "every metric, with intervals and controls",
     "report": "one self-contained HTML page with pictures",
     "pipeline": "all of the above in order, skipping what is done",
+    "reproduce": "the ledger of a paper: each published figure beside ours, as published and leak-free",
     "demo": "the whole pipeline on simulated EEG of rendered images, on a CPU, in minutes",
     "doctor": "what is installed, built and reachable, and the cure for what is not",
     "init-dataset": "write the card and the csv of your own data",
 }
-WITHOUT_FILE = {"demo", "doctor", "init-dataset"}  # verbs whose config file is optional
+WITHOUT_FILE = {"demo", "doctor", "init-dataset", "reproduce"}  # verbs whose config file is optional
 # What the system says of a path or a disk, never of our code: shown as one line, exit code 2.
 SYSTEM_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
@@ -103,7 +104,8 @@ def _application() -> typer.Typer:
     )
     application.callback()(_version)
     for verb, meaning in VERBS.items():
-        application.command(verb, help=meaning, context_settings={"help_option_names": []})(_command(verb))
+        command = _reproduce if verb == "reproduce" else _command(verb)
+        application.command(verb, help=meaning, context_settings={"help_option_names": []})(command)
     application.command("config", help="print the resolved config of a verb")(_show_config)
     return application
 
@@ -142,6 +144,20 @@ def _command(verb: str):
             raise Interrupted from None
 
     return command
+
+
+def _reproduce(
+    paper: str = typer.Argument(None, metavar="[PAPER]"),
+    overrides: list[str] = typer.Argument(None, metavar="[key=value]..."),  # noqa: B008
+    show_help: bool = typer.Option(False, "--help", "-h", help="Every key with type, default and meaning."),
+    table: str = typer.Option(None, "--table", help="Only this one: 1 is Table 1, 'figure 5' is Figure 5."),
+) -> None:
+    """A paper is a word, as its ledger is a folder of files."""
+    words = [*([paper] if paper else []), *(overrides or []), *([f"table={table}"] if table else [])]
+    if paper and "=" not in paper and not paper.endswith((".yaml", ".yml")):
+        words[0] = f"paper={paper}"
+    first, *rest = words or [None]
+    _command("reproduce")(first, rest, show_help, False)
 
 
 def _show_config(

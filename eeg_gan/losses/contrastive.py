@@ -1,7 +1,8 @@
-"""Contrast between two modalities over the global batch, by softmax (CLIP) or sigmoid (SigLIP); the caller gathers first.
+"""Contrast between two modalities over the global batch, by softmax (CLIP) or sigmoid (SigLIP).
 
-Radford et al. 2021 and Zhai et al. 2023. Targets may be soft: trials that show one picture, or one class, are no plain
-negatives of one another. open_clip's losses are the same with hard targets, and are what the tests compare with.
+The caller gathers over ranks first. Radford et al. 2021 and Zhai et al. 2023. Targets may be soft: trials that show one
+picture, or one class, are no plain negatives of one another. open_clip's losses are the same with hard targets, and are
+what the tests compare with.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Retrieval of the seen image from EEG, and back. All values come per query, so that intervals can be taken over stimuli.
+"""Retrieval of the seen image from EEG, and back. All values come per query: intervals can be taken over stimuli.
 
 Figures of a smaller gallery are exact expectations over all draws of distractors, not a seeded draw of some.
 """

@@ -15,7 +15,7 @@ from eeg_gan import cli
 from eeg_gan.data.loader import Reader, shuffled_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, average_gradients, gather, generator_at, own_part
-from eeg_gan.losses.contrastive import clip_loss
+from eeg_gan.losses.contrastive import ContrastiveConfig, clip_loss, contrastive
 from eeg_gan.losses.supervised import SupervisedContrastiveConfig, supervised_contrastive
 from eeg_gan.losses.triplet import cross_entropy, mined_triplet, semi_hard_triplet
 from eeg_gan.training import checkpoint
@@ -41,8 +41,17 @@ def network():
     return torch.nn.Linear(6, 4)
 
 
+def soft(z, labels, kind):
+    """Trials of a class are half positives."""
+    scale = torch.tensor([5.0, -2.0][: 1 + (kind == "siglip")])
+    config = ContrastiveConfig(kind=kind, same_class=0.5)
+    return contrastive(gather(z), gather(z).roll(1, 0), scale, config, torch.arange(len(labels)), labels)
+
+
 LOSSES = {
     "clip": lambda z, labels, part: clip_loss(gather(z), gather(z).roll(1, 0), 5.0),
+    "clip_soft": lambda z, labels, part: soft(z, labels, "clip"),
+    "siglip_soft": lambda z, labels, part: soft(z, labels, "siglip"),
     "semi_hard": lambda z, labels, part: semi_hard_triplet(gather(z), labels),
     "mined": lambda z, labels, part: mined_triplet(gather(z), labels, margin=0.5),
     "supervised_contrastive": lambda z, labels, part: supervised_contrastive(
@@ -151,3 +160,55 @@ def test_training_on_two_processes_equals_one(tmp_path, runs, verb, words):
             torch.testing.assert_close(
                 two.tensors[name][key], value, rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}"
             )
+
+
+def test_the_other_ways_of_aligning_on_two_processes_equal_one(tmp_path, runs):
+    """One start of two processes: SigLIP from scratch with a trained tower read at a layer; the map; image2eeg."""
+    common = {"loader": {"index": f"{runs}/prepare/index.json"}, "batch": 32, "total_images": 64, "seed": 3}
+    common |= {"evaluate_every": 64, "checkpoint_every": 64}
+    subjects = {"name": "tsconv", "dim": 16, "filters": 4, "dropout": 0, "subjects": True}
+    siglip = {"kind": "siglip", "same_class": 0.3}
+    stages = {
+        "align": {
+            **common,
+            "architecture": subjects,
+            "tower": {"model": "tiny", "frozen": False, "layer": 1},
+            "loss": siglip,
+        },
+        "align_map": {
+            **common,
+            "verb": "align",
+            "encoder": f"{runs}/encode",
+            "learn": "map",
+            "tower": {"model": "tiny", "layer": 0, "pool": "cls"},
+        },
+        "image2eeg": {
+            **common,
+            "features": f"{runs}/embed",
+            "tower": {"model": "tiny"},
+            "regressor": {"hidden": 16, "layers": 1, "dropout": 0, "subjects": True},
+            "loss": "contrastive",
+            "select": "top1",
+        },
+    }
+    path = tmp_path / "ways.yaml"
+    path.write_text(json.dumps({"run_dir": "x", "stages": stages}))  # JSON is YAML
+    assert cli.main(["pipeline", str(path), f"run_dir={tmp_path}/one"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eeg_gan"]
+    words = [*launch, "pipeline", str(path), f"run_dir={tmp_path}/two"]
+    subprocess.run(words, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for stage in stages:
+        one, two = (checkpoint.newest(tmp_path / name / stage) for name in ("one", "two"))
+        assert one.images == two.images == 64 and one.tensors.keys() == two.tensors.keys()
+        for name in one.tensors.keys() - {"optimiser"}:
+            for key, value in one.tensors[name].items():
+                if value.is_floating_point():
+                    torch.testing.assert_close(
+                        two.tensors[name][key],
+                        value,
+                        rtol=1e-3,
+                        atol=2e-4,
+                        msg=lambda m, k=f"{stage} {key}": f"{k}: {m}",
+                    )
+        for figure, value in one.state["best"].items():
+            assert two.state["best"][figure] == pytest.approx(value, abs=0.1), (stage, figure)

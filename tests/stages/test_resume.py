@@ -33,6 +33,33 @@ def test_continued_equals_unbroken(tmp_path, runs, verb, stop):
     assert (tmp_path / verb / "best.json").read_text() == (runs / verb / "best.json").read_text()
 
 
+WAYS = {
+    "siglip from scratch, trained tower at a layer": (
+        "align",
+        ["encoder=null", "architecture={name: tsconv, dim: 16, filters: 4, subjects: true}", "loss.kind=siglip"],
+        ["tower={model: tiny, frozen: false, layer: 1}", "loss.same_class=0.5", "augment.noise=0.2"],
+    ),
+    "a map behind the encoder": ("align", ["learn=map", "tower.layer=transformer.resblocks.0"], ["select=top1"]),
+    "contrastive regressor": (
+        "image2eeg",
+        ["loss=contrastive", "regressor.subjects=true"],
+        ["select=kmeans_accuracy", "regressor.dropout=0.2"],
+    ),
+    "the paper's regressor": ("image2eeg", ["loss=mse"], ["select=top1"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_continue_exactly_too(tmp_path, runs, way):
+    verb, *words = WAYS[way]
+    words = [verb, debug(verb), *commands(runs)[verb], *words[0], *words[1]]
+    assert cli.main([*words, f"run_dir={tmp_path}/whole"]) == 0
+    assert cli.main([*words, f"run_dir={tmp_path}/halves", "stop_after=48"]) == 75
+    assert checkpoint.newest(tmp_path / "halves").images == 64
+    assert cli.main([*words, f"run_dir={tmp_path}/halves"]) == 0
+    assert state_of(tmp_path / "halves") == state_of(tmp_path / "whole")
+
+
 def test_the_log_repeats_no_row_after_a_crash(tmp_path, runs):
     words = ["gan", debug("gan"), f"run_dir={tmp_path}/g", *commands(runs)["gan"]]
     assert cli.main([*words, "stop_after=64"]) == 75

@@ -85,7 +85,9 @@ def test_a_trained_tower_moves_and_a_frozen_one_is_cached(tmp_path, runs):
     ]
     assert cli.main(["align", debug("align"), *words, "tower.frozen=false"]) == 0
     assert list((tmp_path / "a").glob("checkpoint-*/tower.safetensors"))
-    assert list((runs / "align").glob("tower-val-*.safetensors")) and not list((tmp_path / "a").glob("tower-val-*"))
+    kept, trained = runs / "tower-cache", tmp_path / "tower-cache"
+    assert len(list(kept.glob("*.safetensors"))) == 1, "align, image2eeg and evaluate share the one tower's embeddings"
+    assert not trained.exists()
 
 
 def test_features_cover_every_split_as_unit_vectors(runs):
