@@ -1,4 +1,4 @@
-"""What evaluate finds in features, through the front door: probes, fine-tuning, comparison, unseen classes, other data."""
+"""What evaluate finds in features: probes, fine-tuning, comparison, unseen classes, other data, seeds."""
 
 import json
 
@@ -76,9 +76,8 @@ def test_when_where_and_in_which_band_are_there_for_the_report(judged):
 def test_a_fine_tuned_run_starts_from_the_other_encoder(runs, judged, capsys):
     began, tuned = checkpoint.chosen(runs / "encode"), checkpoint.chosen(judged / "tuned")
     assert tuned.state["encoder"] == began.state["encoder"], "though its config named the default one"
-    moved = {
-        name: (tensor - began.tensors["encoder"][name]).abs().max() for name, tensor in tuned.tensors["encoder"].items()
-    }
+    ends, starts = (run.tensors["encoder"] for run in (tuned, began))
+    moved = {name: (ends[name] - starts[name]).abs().max() for name in starts}
     assert 0 < max(moved.values()) < 0.5, "all of it learns, from where the other run ended"
     assert "head_accuracy" in tuned.state["best"] and tuned.tensors["head"]["linear.weight"].shape == (4, 16)
     words = [index_of(runs), f"start_from={runs}/encode", "encoder.name=erp", f"run_dir={judged}/other"]

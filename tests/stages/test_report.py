@@ -163,7 +163,7 @@ def test_electrodes_find_their_place_with_and_without_mne(monkeypatch):
     maps.append(report_decoding.places_of(names))
     for places, known in maps:
         assert known == [0, 1, 2, 4, 5], "a name of no system has no place"
-        (oz, fpz, t7, cz, t8), radius = places, np.hypot(*places.T)
+        (oz, fpz, t7, _, t8), radius = places, np.hypot(*places.T)
         assert oz[1] < -0.8 and fpz[1] > 0.8 and t7[0] < -0.8 and t8[0] > 0.8 and radius[3] < 0.15
     assert np.abs(maps[0][0] - maps[1][0]).max() < 0.3
 

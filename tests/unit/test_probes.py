@@ -39,9 +39,7 @@ def test_only_the_kernel_machine_parts_a_ring_from_its_middle(monkeypatch):
 
 def test_folds_keep_groups_together_and_spread_classes():
     y = np.repeat(np.arange(3), 40)
-    groups = np.array(
-        [f"{label}-{i // 4}" for label in range(3) for i in range(40)]
-    )  # ten pictures a class, four times
+    groups = np.array([f"{label}-{i // 4}" for label in range(3) for i in range(40)])  # 4 of a picture
     folds = probes.folds_of(groups, y, 5)
     assert all(len(set(folds[groups == g].tolist())) == 1 for g in set(groups.tolist()))
     assert all(np.bincount(folds[y == label]).tolist() == [8] * 5 for label in range(3))
