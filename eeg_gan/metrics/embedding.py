@@ -31,8 +31,8 @@ def kmeans_accuracy(z: np.ndarray, labels: np.ndarray, k: int, seed: int = 0) ->
 def matched_accuracy(found: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Accuracy of clusters [N] under the best one-to-one naming (Hungarian), and who is right [N]."""
     classes, labels = np.unique(labels, return_inverse=True)
-    counts = np.zeros((found.max() + 1, len(classes)), dtype=np.int64)
-    np.add.at(counts, (found, labels), 1)
+    k = int(found.max()) + 1
+    counts = np.bincount(found * len(classes) + labels, minlength=k * len(classes)).reshape(k, len(classes))
     name = np.full(len(counts), -1)
     rows, columns = linear_sum_assignment(-counts)
     name[rows] = columns

@@ -62,12 +62,19 @@ NETWORKS = {  # small ones, as the sets are
     "lstm": {"hidden": 64, "layers": 1},
     "cnn": {"widths": [16, 32, 64, 128]},
 }
-FAST = {"lr": 5.0e-3, "schedule": "cosine", "weight_decay": 0.01}
 OWN = {  # what some encoders need to learn a set at all
-    ("p300", "lstm"): {"optim": FAST, "total_images": 60_000},
-    ("ssvep", "lstm"): {"optim": FAST, "total_images": 150_000},
-    ("muse", "lstm"): {"optim": FAST},
-    ("ssvep", "tsconv"): {"total_images": 120_000, "encoder": {"dropout": 0.25}},
+    ("ssvep", "lstm"): {
+        "loss": "triplet",
+        "optim": {"lr": 5.0e-3, "schedule": "cosine"},
+        "augment": {},
+        "total_images": 100_000,
+    },
+    ("ssvep", "tsconv"): {
+        "loss": "triplet",
+        "triplet": {"mining": "semi_hard"},
+        "total_images": 120_000,
+        "encoder": {"dropout": 0.25},
+    },
 }
 log = logging.getLogger("encoders")
 
