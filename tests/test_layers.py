@@ -11,7 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "eeg_gan"
 BOTTOM = {"config", "distributed", "torchvision_compat"}
 MIDDLE = {"data", "augment", "models", "losses", "metrics", "training"}
 HELPERS = {
+    "evaluate_features",
     "evaluate_images",
+    "report_decoding",
+    "scalp",
+    "transferring",
     "loading",
     "figures",
     "demo_models",

@@ -31,8 +31,8 @@ def kmeans_accuracy(z: np.ndarray, labels: np.ndarray, k: int, seed: int = 0) ->
 def matched_accuracy(found: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """Accuracy of clusters [N] under the best one-to-one naming (Hungarian), and who is right [N]."""
     classes, labels = np.unique(labels, return_inverse=True)
-    counts = np.zeros((found.max() + 1, len(classes)), dtype=np.int64)
-    np.add.at(counts, (found, labels), 1)
+    k = int(found.max()) + 1
+    counts = np.bincount(found * len(classes) + labels, minlength=k * len(classes)).reshape(k, len(classes))
     name = np.full(len(counts), -1)
     rows, columns = linear_sum_assignment(-counts)
     name[rows] = columns
@@ -62,7 +62,7 @@ def linear_svm(
     train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray, c: float = 1.0, seed: int = 0
 ) -> np.ndarray:
     """Who of the test split is right [N] by a linear support vector machine fitted on the training split."""
-    _check_classes(train_y)
+    check_classes(train_y)
     model = LinearSVC(C=c, dual="auto", max_iter=10000, random_state=seed).fit(train_z, train_y)
     return model.predict(test_z) == np.asarray(test_y)
 
@@ -71,13 +71,14 @@ def lda_baseline(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, points: int = LDA_POINTS
 ) -> np.ndarray:
     """Who is right [N] by shrinkage LDA on raw EEG [N, C, T]: what a network has to beat."""
-    _check_classes(train_y)
+    check_classes(train_y)
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     model.fit(decimate(train_x, points).reshape(len(train_x), -1), train_y)
     return model.predict(decimate(test_x, points).reshape(len(test_x), -1)) == np.asarray(test_y)
 
 
-def _check_classes(train_y: np.ndarray) -> None:
+def check_classes(train_y: np.ndarray) -> None:
+    """Refuses what no classifier can be fitted on."""
     if len(np.unique(train_y)) < 2:
         raise UserError("the training split holds one class only, so no classifier can be fitted; give more classes")
 

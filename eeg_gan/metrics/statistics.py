@@ -1,7 +1,7 @@
 """Intervals and records: every reported number carries what it could have been by luck."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -63,6 +63,48 @@ def permutation_p(
     observed = float(statistic(labels))
     reached = sum(float(statistic(rng.permutation(labels))) >= observed for _ in range(n))
     return observed, (1 + reached) / (1 + n)
+
+
+def shuffled_labels(
+    labels: np.ndarray, groups: Sequence, order: np.ndarray | None = None, n: int = 1000, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """`labels` [N] as they could as well have been, n times, where groups are what chance moves.
+
+    Where all samples of a group have one label (trials of a picture), labels go from group to group. Where they differ
+    (trials of a recording), labels are shifted in a circle within each group, in the `order` [N] of time, which keeps
+    how they follow one another.
+    """
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    _, first, of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    if (labels[first][of] == labels).all():
+        for _ in range(n):
+            yield rng.permutation(labels[first])[of]
+        return
+    time = np.arange(len(labels)) if order is None else np.asarray(order)
+    members = [np.flatnonzero(of == group) for group in range(len(first))]
+    members = [own[np.argsort(time[own], kind="stable")] for own in members]
+    for _ in range(n):
+        moved = np.empty_like(labels)
+        for own in members:
+            moved[own] = np.roll(labels[own], rng.integers(len(own)))
+        yield moved
+
+
+def p_value(statistic: Callable[[np.ndarray], float], labels: np.ndarray, shuffled: Iterable[np.ndarray]) -> float:
+    """The share of `shuffled` labels that reach `statistic(labels)` (larger is better), never 0."""
+    observed, null = float(statistic(labels)), [float(statistic(other)) for other in shuffled]
+    return (1 + sum(value >= observed for value in null)) / (1 + len(null))
+
+
+def over_seeds(runs: Sequence[dict[str, dict]]) -> dict[str, dict]:
+    """Mean and standard deviation (of a sample) of each metric that all `runs` have; each is a metrics.json."""
+    found = {}
+    for name in runs[0]:
+        values = [run.get(name, {}).get("value") for run in runs]
+        if None not in values:
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            found[name] = {"mean": float(np.mean(values)), "sd": sd, "n": len(values), "values": values}
+    return found
 
 
 def _finite(x: float | None) -> float | None:

@@ -17,6 +17,7 @@ from eeg_gan.config import UserError
 from eeg_gan.data import features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
+from eeg_gan.models.eeg.montage import Absent
 from eeg_gan.models.image_tower import build_tower
 from eeg_gan.stages.loading import (
     OF_IMAGES,
@@ -27,6 +28,7 @@ from eeg_gan.stages.loading import (
     open_shards,
 )
 from eeg_gan.stages.tower_cache import pictures_of
+from eeg_gan.stages.transferring import transferred
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.inference import over_all
 
@@ -36,6 +38,8 @@ class Config:
     run_dir: str  # where features.safetensors and features.json go
     loader: LoaderConfig  # where the shards are and how they are read
     encoder: str | None = None  # run_dir of encode or align: features of the EEG
+    other_data: bool = False  # the encoder was trained on another data set; electrodes are mapped by name
+    absent: Absent = "refuse"  # other_data: electrodes that these data lack; interpolate: splines over the others
     image2eeg: str | None = None  # run_dir of image2eeg: features that the images would evoke
     classes: bool = False  # one-hot vectors of the trials' classes instead; these read labels, of test too
     splits: tuple[str, ...] = ("train", "val", "test")  # which splits to embed
@@ -43,6 +47,8 @@ class Config:
     def __post_init__(self):
         if [self.encoder is not None, self.image2eeg is not None, self.classes].count(True) != 1:
             raise ValueError("give exactly one of encoder, image2eeg and classes=true")
+        if self.other_data and self.encoder is None:
+            raise ValueError("other_data is about an encoder of EEG; name one, or set other_data=false")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits names each split to embed once; got {list(self.splits)}")
 
@@ -88,7 +94,8 @@ def _from_classes(shards: Shards):
 
 
 def _from_eeg(config: Config, rt: runtime.Runtime, shards):
-    loaded = load_encoder(config.encoder, shards)
+    other = config.other_data
+    loaded = transferred(config.encoder, shards, config.absent) if other else load_encoder(config.encoder, shards)
     return (lambda reader: encode_split(loaded.module.to(rt.device), reader, rt.device)), loaded.digest, {"of": "EEG"}
 
 

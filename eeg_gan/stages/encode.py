@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eeg_gan.augment.eeg import EEGAugmentConfig, blend, draw_and_apply
-from eeg_gan.config import UserError, to_dict
+from eeg_gan.config import UserError, differences, to_dict
 from eeg_gan.data.loader import LoaderConfig, Partners, Reader, balanced_at
 from eeg_gan.data.shards import Shards
 from eeg_gan.data.stream import Held, Stream, listed
@@ -23,7 +23,16 @@ from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matche
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, load_pretrained
 from eeg_gan.models.heads import ClassifierHead
 from eeg_gan.stages.adapting import adapted, base_digest
-from eeg_gan.stages.loading import about_data, encode_split, layers_of, new_encoder, open_shards, subjects_of
+from eeg_gan.stages.loading import (
+    about_data,
+    class_logits,
+    encode_split,
+    layers_of,
+    load_encoder,
+    new_encoder,
+    open_shards,
+    subjects_of,
+)
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library
 from eeg_gan.training.optim import OptimConfig
@@ -39,6 +48,9 @@ class Config:
     adapt: str | None = (
         None  # run_dir of encode with encoder.subjects: only layers of new subjects learn, few trials do
     )
+    start_from: str | None = (
+        None  # run_dir of encode or align whose encoder's weights this one starts from, all of them trainable
+    )
     loss: Literal["triplet", "supervised_contrastive", "cross_entropy"] = (
         "triplet"  # cross_entropy is the paper's supervised comparison
     )
@@ -52,7 +64,9 @@ class Config:
     total_images: int = 2_000_000  # trials to train on, over all processes
     evaluate_every: int = 20_000  # trials between two evaluations on the validation split
     checkpoint_every: int = 100_000  # trials between two checkpoints
-    select: Literal["kmeans_accuracy", "knn_accuracy"] = "kmeans_accuracy"  # what the best checkpoint is best in
+    select: Literal["kmeans_accuracy", "knn_accuracy", "head_accuracy"] = (
+        "kmeans_accuracy"  # what the best checkpoint is best in, on validation; head: cross_entropy's own classifier
+    )
     stop_after: int | None = None  # save and leave with exit code 75 after so many trials
     seed: int = 0  # of every random draw
 
@@ -63,6 +77,10 @@ class Config:
             raise ValueError(
                 f"mix is the weight of a second trial beside 1 of the first, so it lies in [0, 1]; got {self.mix}"
             )
+        if self.select == "head_accuracy" and self.loss != "cross_entropy":
+            raise ValueError("select=head_accuracy asks for a classifier, which only loss=cross_entropy trains")
+        if self.start_from and self.adapt:
+            raise ValueError("start_from trains all of an encoder, adapt only layers of new subjects; give one of them")
         if self.mix and self.loader.mode == "stream":
             raise ValueError("mix needs partners of the same class, which a stream cannot fetch; set mix=0")
         if (self.encoder.subjects or self.adapt) and self.loader.mode == "stream":
@@ -90,7 +108,7 @@ def run(config: Config) -> None:
         if rt.done:
             return
         shards = open_shards(config.loader, ("train", "val"), streams=True)
-        base = {} if config.adapt is None else {"adapt": base_digest(config.adapt)}
+        base = {key: base_digest(run) for key, run in begun_from(config).items()}
         rt.inputs([config.loader.index], shards=shards.digest, **base)
         rt.reads(("train", "val"))
         train, val = (reader(config, shards, split) for split in ("train", "val"))
@@ -101,7 +119,7 @@ def run(config: Config) -> None:
         model = build(config, shards).to(rt.device)
         optimiser = optim.build([p for p in model.parameters() if p.requires_grad], config.optim)
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
-        if images == 0 and config.adapt is None:
+        if images == 0 and not begun_from(config):
             load_pretrained(model.encoder, config.encoder)
         best = state.get("best")
         rt.start_log(images)
@@ -125,7 +143,7 @@ def run(config: Config) -> None:
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, batch, config.evaluate_every):
-                    figures = from_main(evaluate(model.encoder, train, val, rt.device, config.seed))
+                    figures = from_main(evaluate(model, train, val, rt.device, config.seed))
                     rt.log.scalars(
                         images,
                         {
@@ -145,13 +163,27 @@ def run(config: Config) -> None:
         )
 
 
+def begun_from(config: Config) -> dict[str, str]:
+    """The runs whose weights this one begins with, by the key that names them."""
+    given = {"adapt": config.adapt, "start_from": config.start_from}
+    return {key: run for key, run in given.items() if run is not None}
+
+
 def build(config: Config, shards: Shards) -> Encoder:
     if config.adapt is not None:
         found = adapted(config.adapt, shards, config.encoder, config.loss == "cross_entropy")
         return Encoder(found.encoder, found.head, found.config, found.base_subjects)
-    encoder = new_encoder(config.encoder, shards, subjects_of(shards, ("train",)) if config.encoder.subjects else ())
-    head = ClassifierHead(config.encoder.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
-    return Encoder(encoder, head, config.encoder)
+    own = config.encoder
+    if config.start_from is None:
+        encoder = new_encoder(own, shards, subjects_of(shards, ("train",)) if own.subjects else ())
+    else:
+        begun = load_encoder(config.start_from, shards)
+        if own not in (begun.config, EncoderConfig()):
+            other = "; ".join(differences(to_dict(begun.config), to_dict(own)))
+            raise UserError(f"start_from={config.start_from} has another encoder: {other}; leave encoder out")
+        encoder, own = begun.module, begun.config
+    head = ClassifierHead(own.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
+    return Encoder(encoder, head, own)
 
 
 def reader(config: Config, shards: Shards, split: str) -> Reader | Held:
@@ -234,13 +266,17 @@ def step(
     return float(loss.detach())
 
 
-def evaluate(encoder: nn.Module, train: Reader, val: Reader, device: torch.device, seed: int) -> dict[str, float]:
-    """Clustering of the validation split itself, and classifiers fitted on the training split."""
-    z_train, z_val = (encode_split(encoder, reader, device).numpy() for reader in (train, val))
+def evaluate(model: Encoder, train: Reader, val: Reader, device: torch.device, seed: int) -> dict[str, float]:
+    """Clustering of the validation split itself, classifiers fitted on the training split, and its own."""
+    z_train, z_val = (encode_split(model.encoder, reader, device).numpy() for reader in (train, val))
     y_train, y_val = train.labels, val.labels
     found = clusters(z_val, len(set(y_train.tolist())), seed)
     nmi, ari = nmi_ari(found, y_val)
-    return {
+    own = {}
+    if model.head is not None:
+        said = class_logits(model.head, torch.from_numpy(z_val).to(device)).argmax(1).cpu().numpy()
+        own = {"head_accuracy": float((said == y_val).mean())}
+    return own | {
         "kmeans_accuracy": matched_accuracy(found, y_val)[0],
         "knn_accuracy": float(knn_accuracy(z_train, y_train, z_val, y_val).mean()),
         "svm_accuracy": float(linear_svm(z_train, y_train, z_val, y_val).mean()),

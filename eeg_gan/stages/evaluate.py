@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eeg_gan.config import UserError
 from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
-from eeg_gan.metrics import embedding
 from eeg_gan.metrics.detectors import DetectorConfig
 from eeg_gan.metrics.generated import METRICS, MetricName
+from eeg_gan.metrics.probes import PROBES, Probe
 from eeg_gan.metrics.statistics import bootstrap_mean, record
-from eeg_gan.stages import evaluate_images, evaluate_retrieval
-from eeg_gan.stages.loading import OF_LABELS, load_features, open_shards
+from eeg_gan.stages import evaluate_features, evaluate_images, evaluate_retrieval
+from eeg_gan.stages.loading import load_features, open_shards
 from eeg_gan.training import checkpoint, runtime
 
 Metrics = dict[str, dict]
@@ -33,6 +32,10 @@ class Config:
     run_dir: str  # where metrics.json goes
     loader: LoaderConfig  # the shards
     features: str | None = None  # run_dir of embed on stage 1: clustering and classification
+    against: str | None = None  # run_dir of embed on another encoder: by how much `features` are better, trial by trial
+    finetuned: str | None = None  # run_dir of encode with loss=cross_entropy: what its own classifier says
+    encoder: str | None = None  # run_dir of what made `features`: which electrodes and which bands they rest on
+    probes: tuple[Probe, ...] = tuple(PROBES)  # classifiers that are fitted on training features
     align: str | None = None  # run_dir of align: retrieval
     aligned_features: str | None = None  # run_dir of embed on align
     image2eeg_features: str | None = None  # run_dir of embed on image2eeg, with the features it learned from above
@@ -45,6 +48,10 @@ class Config:
     )
     metrics: tuple[MetricName, ...] = tuple(METRICS)  # which figures of generated images
     lda: bool = True  # shrinkage LDA on the EEG itself, the score to beat
+    time_resolved: bool = True  # the same in each 50 ms of the trial, for the report's curve
+    folds: int = 5  # of held-out trials, where all their classes are unseen in training
+    permutations: int = 1000  # shuffled labels behind each p; 0 leaves p out
+    ablation_trials: int = 600  # with `encoder`: how many held-out trials are spoilt and encoded again
     split: Literal["val", "test"] = "test"  # what is judged
     seed: int = 0  # of k-means and of the bootstrap
 
@@ -53,6 +60,10 @@ class Config:
             raise ValueError("judging generated images needs a detector; set detector.name and detector.weights")
         if bool(self.align) != bool(self.aligned_features):
             raise ValueError("align and aligned_features belong together; give both or neither")
+        if self.features is None and (self.against or self.finetuned or self.encoder):
+            raise ValueError("against, finetuned and encoder are read beside features; name those too")
+        if self.folds < 2 or self.permutations < 0 or self.ablation_trials < 2:
+            raise ValueError("folds and ablation_trials are 2 or more, permutations 0 or more")
         if self.seed < 0:
             raise ValueError(f"a seed is 0 or more; got seed={self.seed}")
 
@@ -65,6 +76,7 @@ class Context:
     rt: runtime.Runtime
     shards: Shards
     details: dict[str, Tensor] = field(default_factory=dict)
+    subjects: dict[str, dict] = field(default_factory=dict)  # metric -> subject -> record
 
     def reader(self, split: str) -> Reader:
         return Reader(self.shards, split, self.config.loader.cache_mb, self.config.loader.workers)
@@ -94,7 +106,8 @@ def run(config: Config) -> None:
         rt.start_log()
         rt.confounded(shards.confounded)
         context, metrics = Context(config, rt, shards), {}
-        parts = (stage1, lda, evaluate_retrieval.aligned, evaluate_retrieval.predicted, evaluate_images.images)
+        retrieving = (evaluate_retrieval.aligned, evaluate_retrieval.predicted)
+        parts = (evaluate_features.stage1, evaluate_features.lda, *retrieving, evaluate_images.images)
         with rt.bar(len(parts)) as bar:
             for done, part in enumerate(parts, 1):
                 metrics |= part(context)
@@ -110,59 +123,16 @@ def run(config: Config) -> None:
 HEADLINE = ("encode/kmeans_accuracy", "encode/knn_accuracy", "align/retrieval_top1", "generate/class_accuracy")
 
 
-def stage1(context: Context) -> Metrics:
-    """The paper's measures of the stage-1 feature: k-means, kNN, linear SVM."""
-    config, shards = context.config, context.shards
-    if config.features is None:
-        return {}
-    known = context.features(config.features)
-    if known.meta.get("of") == OF_LABELS:
-        raise UserError(
-            f"{config.features} holds one-hot vectors of the classes that stage 1 is asked for; give the features "
-            "of an encoder, or leave features out and judge what was generated"
-        )
-    z_train, z = (known.rows(shards.keys(split)).numpy() for split in ("train", config.split))
-    y_train, y = (shards.labels(split) for split in ("train", config.split))
-    classes = len(shards.card.class_names)
-    chance = float(np.bincount(y).max() / len(y))
-    predicted = embedding.knn_predict(z_train, y_train, z)
-    right_knn = predicted == y
-    clusters = embedding.clusters(z, len(set(y_train.tolist())), config.seed)
-    nmi, ari = embedding.nmi_ari(clusters, y)
-    context.details["knn_predicted"] = torch.from_numpy(predicted)
-    context.details["labels"] = torch.from_numpy(y)
-    return {
-        "encode/kmeans_accuracy": context.mean(embedding.matched_accuracy(clusters, y)[1].astype(float), chance),
-        "encode/knn_accuracy": context.mean(right_knn.astype(float), chance),
-        "encode/knn_balanced_accuracy": record(embedding.balanced_accuracy(right_knn, y), chance=1 / classes, n=len(y)),
-        "encode/svm_accuracy": context.mean(embedding.linear_svm(z_train, y_train, z, y).astype(float), chance),
-        "encode/nmi": record(nmi, chance=0.0, n=len(y)),
-        "encode/ari": record(ari, chance=0.0, n=len(y)),
-    }
-
-
-def lda(context: Context) -> Metrics:
-    """Shrinkage LDA on the EEG itself, on the same split."""
-    if not context.config.lda:
-        return {}
-    train, test = context.reader("train"), context.reader(context.config.split)
-    right = embedding.lda_baseline(train.eeg_all().numpy(), train.labels, test.eeg_all().numpy(), test.labels)
-    chance = float(np.bincount(test.labels).max() / test.n)
-    return {
-        "lda/accuracy": context.mean(right.astype(float), chance),
-        "lda/balanced_accuracy": record(
-            embedding.balanced_accuracy(right, test.labels), chance=1 / len(context.shards.card.class_names), n=test.n
-        ),
-    }
 
 
 def _files(config: Config) -> list[Path]:
     """The small files that say whether what is judged has changed."""
-    embedded = (config.features, config.aligned_features, config.image2eeg_features)
+    embedded = (config.features, config.aligned_features, config.image2eeg_features, config.against)
     features = [Path(run_dir) / "features.json" for run_dir in embedded if run_dir]
     runs = (config.generated, config.generated_shuffled, config.generated_image2eeg)
-    aligner = [checkpoint.chosen(config.align).path / "state.json"] if config.align else []
-    return [Path(config.loader.index), *features, *aligner, *(Path(r) / "manifest.json" for r in runs if r)]
+    networks = (config.align, config.finetuned, config.encoder)
+    chosen = [checkpoint.chosen(run_dir).path / "state.json" for run_dir in networks if run_dir]
+    return [Path(config.loader.index), *features, *chosen, *(Path(r) / "manifest.json" for r in runs if r)]
 
 
 def _write(context: Context, metrics: Metrics) -> None:
@@ -170,5 +140,7 @@ def _write(context: Context, metrics: Metrics) -> None:
     if context.shards.confounded:
         metrics = {name: {**metric, "confounded": True} for name, metric in metrics.items()}
     checkpoint.write_json(context.rt.run_dir / "metrics.json", metrics)
+    if context.subjects:
+        checkpoint.write_json(context.rt.run_dir / "subjects.json", context.subjects)
     if context.details:
         checkpoint.save_tensors(context.rt.run_dir / "details.safetensors", context.details)

@@ -63,7 +63,7 @@ def scatter_maps(points: np.ndarray, panels: Sequence[dict]) -> str:
 
     names = max([len(panel.get("names", ())) for panel in panels if len(panel.get("names", ())) <= 20], default=0)
     legend = -(-names // (4 if names > 12 else 3))  # rows
-    return drawn(10.5, max(4.0, 3.75 + 0.18 * legend), (1, len(panels)), paint)
+    return drawn(10.5, max(4.0, 3.75 + 0.25 * legend), (1, len(panels)), paint)
 
 
 def _by_name(figure: Figure, ax, points: np.ndarray, panel: dict) -> None:

@@ -16,7 +16,7 @@ from eeg_gan.data.features import Features
 from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, build_encoder
-from eeg_gan.models.heads import MappedEncoder, ProjectionHead
+from eeg_gan.models.heads import ClassifierHead, MappedEncoder, ProjectionHead
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower
 from eeg_gan.models.stylegan2.generator import Generator
@@ -79,6 +79,25 @@ def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEnc
         checkpoint.restore(module.map, found.tensors["map"], found.path)
         weights = weights | {f"map.{name}": value for name, value in found.tensors["map"].items()}
     return LoadedEncoder(module, config, checkpoint.tensors_digest(weights), found.state)
+
+
+def load_classifier(run_dir: str | Path, shards: Shards) -> tuple[nn.Module, ClassifierHead]:
+    """Encoder and classifier of an encode run with loss=cross_entropy, for the classes of the shards."""
+    loaded, found = load_encoder(run_dir, shards), checkpoint.chosen(run_dir)
+    names, own = found.state["data"]["class_names"], list(shards.card.class_names)
+    if "head" not in found.tensors:
+        raise UserError(f"{run_dir} holds no classifier; give a run of encode with loss=cross_entropy")
+    if names != own:
+        raise UserError(f"{run_dir} tells {', '.join(names[:5])} apart, but the data have {', '.join(own[:5])}")
+    head = ClassifierHead(loaded.config.dim, len(names))
+    checkpoint.restore(head, found.tensors["head"], found.path)
+    return loaded.module, head.eval()
+
+
+@torch.no_grad()
+def class_logits(head: ClassifierHead, z: Tensor) -> Tensor:
+    """[N, K] of features z [N, D] on the CPU."""
+    return head(z)
 
 
 def new_encoder(config: EncoderConfig, shards: Shards, subjects: Sequence[str] = ()) -> nn.Module:

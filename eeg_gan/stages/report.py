@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from eeg_gan.config import UserError
-from eeg_gan.stages import report_charts, report_pictures, report_retrieval, report_tables
+from eeg_gan.stages import report_charts, report_decoding, report_pictures, report_retrieval, report_tables
 from eeg_gan.stages.report_runs import Runs
 from eeg_gan.training import runtime
 
@@ -31,6 +31,7 @@ SECTIONS = {  # id: heading, what makes its blocks from (runs, examples)
     "maps": ("Map of the EEG features", lambda runs, _: report_charts.maps(runs)),
     "bars": ("Main results", lambda runs, _: report_charts.bars(runs)),
     "confusions": ("Which classes are confused", lambda runs, _: report_charts.confusions(runs)),
+    "decoding": ("When, where and in which rhythm", lambda runs, _: report_decoding.decoding(runs)),
     "retrieval": ("Retrieval of the seen picture", report_pictures.retrieval),
     "retrieval_curves": ("Retrieval by gallery and by averaging", lambda runs, _: report_retrieval.curves(runs)),
     "audit": ("Split and audit", lambda runs, _: report_tables.audit(runs)),

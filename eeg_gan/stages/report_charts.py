@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
@@ -23,6 +24,9 @@ BARS = (  # title, metrics: the figure is left out where none of them is there
         {
             "encode/knn_accuracy": "kNN on the feature",
             "encode/svm_accuracy": "linear SVM on the feature",
+            "encode/svm_rbf_accuracy": "RBF SVM on the feature",
+            "encode/logistic_accuracy": "linear probe on the feature",
+            "encode/finetuned_accuracy": "fine-tuned encoder",
             "encode/kmeans_accuracy": "k-means of the feature",
             "lda/accuracy": "LDA on the EEG itself",
         },
@@ -55,17 +59,29 @@ def maps(runs: Runs) -> list[dict]:
     blocks = []
     for stage, said in MAPS:
         if (runs.folder / stage / "features.json").exists():
-            src, n = _map(runs, stage)
+            z, metas = _shown(runs, stage)
             blocks.append(
                 {
                     "kind": "figure",
-                    "src": src,
+                    "src": _map(runs, _neighbours(z, runs.seed), metas),
                     "alt": f"t-SNE of {said}",
                     "caption": (
-                        f"t-SNE of {said}, {n} held-out trials; near points have similar features. Groups of "
+                        f"t-SNE of {said}, {len(z)} held-out trials; near points have similar features. Groups of "
                         "one class are what "
                         "training aims at. Groups of one subject or of one time would mean that something else "
                         "is encoded."
+                    ),
+                }
+            )
+            points, share = _axes(z, runs.seed)
+            blocks.append(
+                {
+                    "kind": "figure",
+                    "src": _map(runs, points, metas),
+                    "alt": f"PCA of {said}",
+                    "caption": (
+                        f"The first two principal components of the same features, with {100 * share:.0f} % of their "
+                        "variance: distances are true here, but two axes hide what the others tell."
                     ),
                 }
             )
@@ -74,19 +90,31 @@ def maps(runs: Runs) -> list[dict]:
     return blocks
 
 
-def _map(runs: Runs, stage: str) -> tuple[str, int]:
+def _shown(runs: Runs, stage: str) -> tuple[np.ndarray, list[dict]]:
+    """Features [N, D] and metas of at most `MAP_POINTS` held-out trials."""
     known = runs.features(stage)
     keys = [key for key, split in zip(known.keys, known.meta["splits"], strict=True) if split == runs.split]
     if len(keys) < 5:
         raise UserError(f"{stage} holds {len(keys)} features of split {runs.split}, too few for a map")
     if len(keys) > MAP_POINTS:
         keys = sorted(np.random.default_rng(runs.seed).choice(keys, MAP_POINTS, replace=False))
-    z, metas = known.rows(keys).numpy(), [runs.metas[runs.place[key]] for key in keys]
-    perplexity = min(30, (len(keys) - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=runs.seed)
+    return known.rows(keys).numpy(), [runs.metas[runs.place[key]] for key in keys]
+
+
+def _map(runs: Runs, points: np.ndarray, metas: list[dict]) -> str:
+    return figures.scatter_maps(points, [_by_class(runs, metas), _by_subject(metas), _by_time(metas)])
+
+
+def _neighbours(z: np.ndarray, seed: int) -> np.ndarray:
+    tsne = TSNE(2, perplexity=min(30, (len(z) - 1) / 3), metric="cosine", init="random", random_state=seed)
     with threadpool_limits(1):  # its threads wait for one another in loops, for minutes on a machine that is busy
-        points = tsne.fit_transform(z)
-    return figures.scatter_maps(points, [_by_class(runs, metas), _by_subject(metas), _by_time(metas)]), len(keys)
+        return tsne.fit_transform(z)
+
+
+def _axes(z: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """Points [N, 2], and the share of the variance that they keep."""
+    pca = PCA(2, random_state=seed).fit(z)
+    return pca.transform(z), float(pca.explained_variance_ratio_.sum())
 
 
 def _by_class(runs: Runs, metas: list[dict]) -> dict:
@@ -214,7 +242,7 @@ def curves(runs: Runs) -> list[dict]:
 def _groups(rows: list[dict]) -> list[dict]:
     """One panel per kind and unit of tag: `loss/D (nats)` and `loss/G (nats)` share one."""
     found: dict[tuple[str, str], dict] = {}
-    for row in rows:
+    for row in rows if any(row["images"] for row in rows) else ():  # stages that do not train log one point at 0
         for tag, value in row.items():
             if tag == "images" or "/gallery" in tag or not np.isfinite(value):  # the gallery's size is no curve
                 continue

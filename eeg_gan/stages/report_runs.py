@@ -22,6 +22,8 @@ INPUTS = (  # a report made from other versions of these is made again
     "audit/audit.json",
     "evaluate/metrics.json",
     "evaluate/details.safetensors",
+    "evaluate/subjects.json",
+    "seeds.json",
     "embed_triplet/features.safetensors",
     "embed/features.safetensors",
     "generate/manifest.json",

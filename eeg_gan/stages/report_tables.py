@@ -11,6 +11,9 @@ MEANING = {  # how each figure was obtained, by its name without judge and condi
     "encode/knn_accuracy": "majority of the 5 training features with the highest cosine",
     "encode/knn_balanced_accuracy": "accuracy of the kNN, as the mean over classes",
     "encode/svm_accuracy": "linear support vector machine fitted on training features",
+    "encode/svm_rbf_accuracy": "support vector machine with a Gaussian kernel fitted on training features",
+    "encode/logistic_accuracy": "logistic regression fitted on standardised training features: the linear probe",
+    "encode/finetuned_accuracy": "a classifier on the encoder, both trained by cross-entropy",
     "encode/nmi": "normalised mutual information of clusters and classes; 0 is none, 1 is all",
     "encode/ari": "Rand index of clusters and classes, corrected for chance",
     "lda/accuracy": "shrinkage linear discriminant analysis on the EEG itself: the score to beat",
@@ -66,6 +69,7 @@ MEANING = {  # how each figure was obtained, by its name without judge and condi
     "generate/pixcorr": "correlation of the pixels of seen and generated picture",
     "generate/ssim": "structural similarity of seen and generated picture",
 }
+SUBJECTS = 8  # of more, each has a row
 CONDITIONS = {
     "_shuffled_eeg": "with another trial's EEG (control)",
     "_image2eeg": "drawn from image2eeg features",
@@ -142,10 +146,18 @@ def test_reads(runs: Runs) -> int:
 
 def metrics(runs: Runs) -> list[dict]:
     rows = [
-        (name, _number(m["value"]), _interval(m), _number(m.get("chance")), _said(m.get("n") or ""), meaning(name))
+        (
+            name,
+            _number(m["value"]),
+            _interval(m),
+            _number(m.get("chance")),
+            _number(m.get("p")),
+            _said(m.get("n") or ""),
+            meaning(name),
+        )
         for name, m in sorted(runs.metrics.items())
     ]
-    head = ["metric", "value", "95 % interval", "chance", "n", "how it was obtained"]
+    head = ["metric", "value", "95 % interval", "chance", "p", "n", "how it was obtained"]
     return [
         {
             "kind": "tables",
@@ -153,8 +165,64 @@ def metrics(runs: Runs) -> list[dict]:
             "caption": (
                 f"All on the {runs.split} split. Intervals are bootstrapped over pictures, since trials of one "
                 "picture are not independent; "
-                "where none is given, none was computed."
+                "where none is given, none was computed. p is the share of shuffled labels that do as well; labels "
+                "move with their picture, or in a circle within a recording."
             ),
+        },
+        *_over_subjects(runs),
+        *_over_seeds(runs),
+    ]
+
+
+def _over_subjects(runs: Runs) -> list[dict]:
+    """Each subject's figures, and intervals as if other people had been drawn."""
+    path = runs.folder / "evaluate" / "subjects.json"
+    found = runs.json("evaluate/subjects.json") if path.exists() else {}
+    if not found or len(next(iter(found.values()))) < 2:
+        return []
+    names = list(next(iter(found.values())))
+    rows = [
+        (metric, *(f"{_number(own[name]['value'])} [{_interval(own[name])}]" for name in names))
+        for metric, own in sorted(found.items())
+    ]
+    if len(names) > SUBJECTS:  # one row for each of many
+        metrics = sorted(found)
+        head, rows = (
+            ["subject", *metrics],
+            [(name, *(_number(found[m][name]["value"]) for m in metrics)) for name in names],
+        )
+    else:
+        head = ["metric", *(name or "unknown" for name in names)]
+    drawn = [
+        f"{name.removeprefix('encode/')} {_number(m['low_subjects'])} to {_number(m['high_subjects'])}"
+        for name, m in sorted(runs.metrics.items())
+        if m.get("low_subjects") is not None
+    ]
+    said = f" Over all, with intervals bootstrapped over subjects: {'; '.join(drawn)}." if drawn else ""
+    return [
+        {
+            "kind": "tables",
+            "tables": [{"head": head, "rows": rows, "numbers": True}],
+            "caption": "The same of each subject." + said,
+        }
+    ]
+
+
+def _over_seeds(runs: Runs) -> list[dict]:
+    found = runs.json("seeds.json") if (runs.folder / "seeds.json").exists() else {}
+    rows = [
+        (name, stage, _number(m["mean"]), _number(m["sd"]), ", ".join(map(_number, m["values"])))
+        for stage, own in found.items()
+        for name, m in sorted(own.items())
+    ]
+    if not rows:
+        return []
+    head = ["metric", "stage", "mean", "standard deviation", "of each seed"]
+    return [
+        {
+            "kind": "tables",
+            "tables": [{"head": head, "rows": rows, "numbers": True}],
+            "caption": "All stages after the data run again from other seeds, on the same split.",
         }
     ]
 
@@ -172,6 +240,10 @@ def meaning(name: str) -> str:
         return (
             f"retrieval, among the nearest {found[3]}, after averaging {what} trials of a picture, {found[2]} at a time"
         )
+    if name.startswith("bands/"):
+        return "the linear probe when a frequency band is taken out of held-out trials, or nothing else is left"
+    if name.endswith("_gain"):
+        return "by how much it is above the same of the other encoder (`against`), trial by trial"
     suffix = next((s for s in CONDITIONS if name.endswith(s)), "")
     plain, _, judge = name.removesuffix(suffix).partition("[")
     words = [MEANING.get(plain, "")] + ([CONDITIONS[suffix]] if suffix else [])

@@ -30,6 +30,7 @@ from eeg_gan.training.preempt import Flag, Stopped, watch
 MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
 MAY_CHANGE += (
     "workers",
+    "seeds",
     "keep_checkpoints",
     "deterministic",
     "loader.stream.url",

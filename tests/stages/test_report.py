@@ -15,7 +15,7 @@ from eeg_gan.data.card import Card
 from eeg_gan.data.shards import write_shards
 from eeg_gan.data.trial import Sample
 from eeg_gan.metrics.statistics import record
-from eeg_gan.stages import figures, report
+from eeg_gan.stages import figures, report, report_decoding
 from eeg_gan.stages.report_pictures import nearest_training, reconstructions, spaced
 from eeg_gan.stages.report_runs import Runs
 from eeg_gan.stages.report_tables import meaning
@@ -88,6 +88,12 @@ def write_evaluation(folder):
         "generate/class_accuracy_real",
     )
     metrics = {name: record(0.61, 0.5, 0.7, 0.5, 12) for name in names}
+    metrics |= {f"bands/{name}": record(0.5, 0.4, 0.6, 0.5, 12) for name in ("all", "alpha_removed", "alpha_alone")}
+    metrics["encode/knn_accuracy"] |= {"p": 0.0123, "low_subjects": 0.55, "high_subjects": 0.65}
+    subjects = {"encode/knn_accuracy": {f"s{i}": record(0.6 + 0.02 * i, 0.4, 0.8, 0.5, 6) for i in range(2)}}
+    write_json(folder / "evaluate" / "subjects.json", subjects)
+    seeds = {"encode/knn_accuracy": {"mean": 0.634, "sd": 0.011, "n": 2, "values": [0.61, 0.658]}}
+    write_json(folder / "seeds.json", {"evaluate": seeds})
     write_json(folder / "evaluate" / "metrics.json", metrics | {"generate/fid[demo-classifier]": record(31.25, n=12)})
     write_json(folder / "evaluate" / "run.json", {"seconds": 2.0, "reads": {"train": 1, "test": 1}, "torch": "2.x"})
     labels = torch.tensor([i // 2 % 2 for i in range(12)])
@@ -99,6 +105,9 @@ def write_evaluation(folder):
             "gallery_trials": torch.arange(0, 12, 2),
             "retrieval_ranks": torch.arange(12) // 2,
             "retrieval_top5": torch.arange(5).repeat(12, 1),
+            "time_s": torch.linspace(-0.1, 0.5, 7),
+            "time_accuracy": torch.tensor([[0.5, 0.4, 0.6]]).repeat(7, 1),
+            "channel_importance": torch.tensor([0.2, 0.05]),
         },
         folder / "evaluate" / "details.safetensors",
     )
@@ -137,6 +146,26 @@ def test_all_sections_are_there(whole):
         assert f'<section id="{name}">' in html and f"<h2>{heading}</h2>" in html
     assert "Not in this report" not in html and "<title>A title</title>" in html
     assert '<span class="badge clean">clean</span>' in html and "61.0 %" in html and "31.250" in html
+
+
+def test_p_subjects_and_seeds_stand_in_the_tables(whole):
+    _, html = whole
+    section = html[html.index('<section id="metrics">') :]
+    assert "0.012" in section and "knn_accuracy 0.550 to 0.650" in section.replace("<wbr>", "")
+    assert "0.634" in section and "0.011" in section and "0.610, 0.658" in section
+    assert "0.620 [0.400 to 0.800]" in section
+
+
+def test_electrodes_find_their_place_with_and_without_mne(monkeypatch):
+    names = ["Oz", "EEG Fpz-REF", "T3", "E128", "Cz", "T8"]
+    maps = [report_decoding.places_of(names)]
+    monkeypatch.setattr(report_decoding, "positions", lambda _: (_ for _ in ()).throw(UserError("no MNE")))
+    maps.append(report_decoding.places_of(names))
+    for places, known in maps:
+        assert known == [0, 1, 2, 4, 5], "a name of no system has no place"
+        (oz, fpz, t7, _, t8), radius = places, np.hypot(*places.T)
+        assert oz[1] < -0.8 and fpz[1] > 0.8 and t7[0] < -0.8 and t8[0] > 0.8 and radius[3] < 0.15
+    assert np.abs(maps[0][0] - maps[1][0]).max() < 0.3
 
 
 def test_page_is_self_contained(whole):

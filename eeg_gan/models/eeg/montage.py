@@ -23,13 +23,18 @@ log = logging.getLogger("eeg_gan")
 
 
 def mixing(
-    data: Sequence[str], network: Sequence[str], absent: Absent, places: Mapping[str, np.ndarray] | None = None
+    data: Sequence[str],
+    network: Sequence[str],
+    absent: Absent,
+    places: Mapping[str, np.ndarray] | None = None,
+    key: str = "encoder.zoo.absent",
 ) -> np.ndarray:
     """[network, data] weights that turn the data's electrodes into the network's; an electrode is never left at zero.
 
     Names are compared without case, "EEG" before and "-REF" behind, old names as new ones; a pair such as Fp1-F7 is a
     difference. What has no electrode of its name is refused, or interpolated from all electrodes of the data by their
-    standard positions. `places` are positions [3] of the network's electrodes in MNE's montage, where it has others.
+    standard positions. `places` are positions [3] of the network's electrodes in MNE's montage, where it has others;
+    `key` is what the user wrote `absent` as.
     """
     known = {name: np.eye(len(data))[column] for name, column in _by_name(data).items()}
     parts = [[plain(name)] if plain(name) in known else plain(name).split("-") for name in network]
@@ -37,7 +42,7 @@ def mixing(
     if missing and absent == "refuse":
         raise UserError(
             f"the network reads {len(network)} electrodes, of which the data lack {_some(missing)}; set "
-            "encoder.zoo.absent=interpolate to have them from their neighbours, or take a network without fixed "
+            f"{key}=interpolate to have them from their neighbours, or take a network without fixed "
             f"electrodes. The data have {_some(data)}"
         )
     if missing:
