@@ -1,4 +1,4 @@
-"""What a command will run: one job (or array of tasks) per verb, a chain of them for a pipeline; all configs checked."""
+"""What a command will run: one job or array of tasks for a verb, a chain of them for a pipeline; all checked."""
 
 import dataclasses
 import math
@@ -147,7 +147,8 @@ def arithmetic(stage: Stage) -> list[str]:
     shared = "" if not facts.gpus_per_node or facts.gpus_per_node == facts.processes_per_node else " share the GPUs"
     cores = facts.processes_per_node * facts.cpus_per_task
     lines.append(
-        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} process{'es' * (facts.processes > 1)}{shared}, "
+        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} process"
+        f"{'es' * (facts.processes > 1)}{shared}, "
         f"{facts.cpus_per_task} cores each: {cores} cores of a node"
         + (f", {facts.mem_gb:g} GB of its memory" if facts.mem_gb is not None else "")
     )
@@ -156,8 +157,8 @@ def arithmetic(stage: Stage) -> list[str]:
         lines.append(f"global batch {batch} = {facts.processes} processes x {batch // facts.processes}")
     hours = facts.time_min / 60
     lines.append(
-        f"limit {hours:g} h, told to save {facts.signal_lead_s} s before it, then requeued, {facts.max_timeouts} times at "
-        f"most; one start of all tasks is {count * each * hours:g} {unit}-hours"
+        f"limit {hours:g} h, told to save {facts.signal_lead_s} s before it, then requeued, {facts.max_timeouts} "
+        f"times at most; one start of all tasks is {count * each * hours:g} {unit}-hours"
     )
     given = {task.config["gpus"] for task in stage.tasks if task.config.get("preset") == "auto"} - {facts.processes}
     if given:

@@ -81,7 +81,9 @@ def chain(folder):
     place.mkdir()
     launcher = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--cluster", FACTS]
     began = time.monotonic()
-    subprocess.run([*launcher, "--", "pipeline", debug("pipeline"), "run_dir=p"], check=True, cwd=place, timeout=LIMIT_S)
+    subprocess.run(
+        [*launcher, "--", "pipeline", debug("pipeline"), "run_dir=p"], check=True, cwd=place, timeout=LIMIT_S
+    )
     return place / "p", began
 
 
@@ -178,7 +180,9 @@ def test_two_nodes_train_as_one_process(folder, chain, verb):
     one, two = checkpoint.newest(one), checkpoint.newest(two)
     for name in ("encoder",) if verb == "encode" else ("g", "d", "average"):
         for key, value in one.tensors[name].items():
-            torch.testing.assert_close(two.tensors[name][key], value, rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                two.tensors[name][key], value, rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}"
+            )
 
 
 def test_an_array_of_four_tasks_is_collected(folder, capsys):
@@ -193,7 +197,12 @@ def test_an_array_of_four_tasks_is_collected(folder, capsys):
     assert front.main(["collect", str(run_dir), "--output", str(run_dir / "table.csv")]) == 0
     with open(run_dir / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["optim.lr"], row["seed"]) for row in rows] == [("1e-3", "0"), ("1e-3", "1"), ("3e-3", "0"), ("3e-3", "1")]
+    assert [(row["optim.lr"], row["seed"]) for row in rows] == [
+        ("1e-3", "0"),
+        ("1e-3", "1"),
+        ("3e-3", "0"),
+        ("3e-3", "1"),
+    ]
     for row, task in zip(rows, tasks, strict=True):
         last = read_stats(task.run_dir)[-1]
         assert row["state"] == "done" and float(row["loss/train (1)"]) == last["loss/train (1)"]
@@ -262,7 +271,7 @@ def pid_of(run_dir, rank):
 
 def test_a_partition_that_is_not_there_is_named_and_nothing_is_run(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
-    hostile = "partition=\"no'such $(touch pwned) queue\""
+    hostile = 'partition="no\'such $(touch pwned) queue"'
     words = ["--cluster", FACTS, hostile, "--", "prepare", debug("prepare"), f"run_dir={folder}/nowhere"]
     assert front.main(words) == 2
     assert "invalid partition specified: no'such $(touch pwned) queue" in " ".join(capsys.readouterr().err.split())
