@@ -263,6 +263,41 @@ def test_a_killed_rank_fails_the_job_fast(folder, long_run):
     assert time.monotonic() - killed < 120  # not the half hour after which a collective operation gives up
 
 
+APPTAINER = """#!/bin/sh
+# In apptainer's place: what it starts has none of SLURM's programs.
+while [ "$1" != image.sif ]; do shift; done
+shift
+PATH=/nowhere exec "$@"
+"""
+
+
+def test_a_container_without_slurm_inside_is_requeued_from_outside(folder, long_run):
+    run_dir, tools = folder / "container", folder / "tools"
+    tools.mkdir()
+    (tools / "apptainer").write_text(APPTAINER)
+    (tools / "apptainer").chmod(0o755)
+    container = f"container={{kind: apptainer, image: image.sif, python: {sys.executable}}}"
+    job = submit(run_dir, long_run, container, f"setup=['export PATH={tools}:$PATH']")
+    training(run_dir)
+    output("scancel", "--signal=USR2", job)
+    wait(lambda: job_facts(job)["Restarts"] == "1", "the requeue of a job in a container")
+    assert_completed(run_dir, job)
+    assert "going on at" in log_of(run_dir) and not list(run_dir.rglob("requeue-*"))
+
+
+def test_doctor_knows_the_cluster(folder, capsys):
+    words = ["doctor", "--cluster", FACTS, "nodes=2", f"run_dir={folder}/doctor"]
+    assert cli.main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for fact in ("main, 2 nodes", "2 processes on n1, n2 read and write it", "2 processes on 2 nodes", "every process"):
+        assert fact in said
+    assert not list((folder / "doctor").iterdir())
+    assert cli.main([*words, "partition=mian"]) == 2 and "no partition 'mian'" in capsys.readouterr().out
+    assert cli.main([*words, "nodes=3", "gpus_per_node=1"]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 are asked for, main has 2" in said and "1 per node, main has 0" in said
+
+
 def pid_of(run_dir, rank):
     for path in Path("/proc").glob("[0-9]*"):
         try:
