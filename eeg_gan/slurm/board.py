@@ -170,8 +170,10 @@ def _last_row(run_dir: Path) -> dict[str, float]:
 
 
 def _images(run_dir: Path) -> int | None:
-    names = [path.name.rpartition("-")[2] for path in run_dir.glob("checkpoint-*[0-9]")]
-    return max(map(int, names), default=None)
+    seen = [int(path.name.rpartition("-")[2]) for path in run_dir.glob("checkpoint-*[0-9]")]
+    row = _last_row(run_dir)
+    seen += [int(row["images"])] if "images" in row else []
+    return max(seen, default=None)
 
 
 def _json(path: Path) -> dict[str, Any]:

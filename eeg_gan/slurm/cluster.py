@@ -108,6 +108,8 @@ class Facts:
         self.name = "the command line" if self.path is None else self.path.stem
         self.common = load(Cluster, self.path, words)
         self.given = {word.partition("=")[0].split(".")[0] for word in words}
+        for verb in self.common.verbs:  # a mistake there is told at once, whatever runs today
+            self.of(verb, verb)
 
     def of(self, verb: str, stage: str | None = None) -> Cluster:
         """What holds for all, and over it what the file's `verbs` say of this verb and of this stage of a pipeline.

@@ -1,6 +1,7 @@
 """What a command will run: one job or array of tasks for a verb, a chain of them for a pipeline; all checked."""
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from eeg_gan import cli
 from eeg_gan.config import UserError, load, to_dict
 from eeg_gan.slurm import grid
 from eeg_gan.slurm.cluster import Cluster, Facts
+
+log = logging.getLogger("eeg_gan")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ def _chain(module: Any, configs: list[Any], points: list[grid.Point], facts: Fac
     names = [step.name for step in chains[0]]
     if any([step.name for step in chain] != names for chain in chains):
         raise UserError("the tasks have different stages; submit each pipeline by itself")
+    if unknown := facts.common.verbs.keys() - cli.VERBS.keys() - set(names):
+        log.warning(
+            "verbs.%s of %s is no verb and no stage of this pipeline", ", verbs.".join(sorted(unknown)), facts.name
+        )
     stages = []
     for steps in zip(*chains, strict=True):
         verb = steps[0].module.__name__.rpartition(".")[2]

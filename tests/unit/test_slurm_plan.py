@@ -99,6 +99,7 @@ def test_arithmetic_of_processes_and_batches(tmp_path):
         (['partition="a\\nb"', "--", "gan", debug("gan")], "control character"),
         (["container.kind=pyxis", "--", "gan", debug("gan")], "container.image"),
         (["nods=2", "--", "gan", debug("gan")], "did you mean nodes"),
+        (["verbs.gan.nods=2", "--", "prepare", debug("prepare")], "verbs.gan: unknown key nods; did you mean nodes"),
         (["nodes", "--", "gan", debug("gan")], "fact=value"),
         (["--", "gann", debug("gan")], "no verb 'gann'"),
         (["--", "gan"], "needs a config file"),
