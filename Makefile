@@ -11,7 +11,7 @@ TORCHES ?= 2.11.0 2.14.1
 SEEDS  ?= 20
 AUDIT  ?= source.simulated.image_size=16
 
-.PHONY: demo test lint ci test-heavy test-asan test-wheel test-big audit-seeds clean check-machine install
+.PHONY: demo test lint ci test-heavy test-asan test-wheel test-big test-slurm audit-seeds clean check-machine install
 
 # What a part took, and its exit code.
 timed = start=$$SECONDS; $(2); code=$$?; echo "$(1) took $$((SECONDS - start)) s"; exit $$code
@@ -26,12 +26,13 @@ test: install lint
 lint: install
 	$(PY) -m ruff check .
 
-# What continuous integration runs: about half an hour on two cores.
+# What continuous integration runs: about forty minutes on two cores.
 ci:
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-heavy
 	@$(MAKE) --no-print-directory audit-seeds SEEDS=3
 	@$(MAKE) --no-print-directory test-wheel TORCHES=2.11.0
+	@$(MAKE) --no-print-directory test-slurm
 
 test-heavy: install
 	@$(call timed,make test-heavy,$(SETTINGS) $(PY) -m pytest -m heavy --timeout=1800 $(TESTS))
@@ -47,6 +48,10 @@ test-wheel: install
 # The audit of simulated data, confounded and clean, over seeds; exits with 1 where a verdict is wrong.
 audit-seeds: install
 	@$(call timed,make audit-seeds,PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) tests/bench/audit_seeds.py $(SEEDS) $(AUDIT))
+
+# The launcher on a real SLURM cluster of two nodes on this machine, from Debian's packages; needs root.
+test-slurm: install
+	@$(call timed,make test-slurm,OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -m slurm -rs --durations=0 $(or $(TESTS),tests/slurm))
 
 # Tensors of more than 2^31 elements: 20 GB of memory.
 test-big: install

@@ -122,7 +122,8 @@ def _command(verb: str):
         overrides: list[str] = typer.Argument(None, metavar="[key=value]..."),  # noqa: B008
         show_help: bool = typer.Option(False, "--help", "-h", help="Every key with type, default and meaning."),
         verify: bool = typer.Option(False, "--verify", help="Check what the verb has written, byte for byte."),
-    ) -> None:
+        cluster: str = typer.Option(None, "--cluster", help="doctor: check the cluster of configs/cluster/NAME.yaml."),
+    ) -> int | None:
         if show_help:
             return _show_keys(verb)
         path, words = config, list(overrides or [])
@@ -130,6 +131,8 @@ def _command(verb: str):
             path, words = None, [path, *words]
         if verb == "init-dataset" and path is not None and not path.endswith((".yaml", ".yml")):
             path, words = None, [f"path={path}", *words]
+        if cluster is not None:
+            return _examine_cluster(verb, cluster, words)
         if path is None and verb not in WITHOUT_FILE:
             raise UserError(
                 f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
@@ -158,6 +161,12 @@ def _reproduce(
         words[0] = f"paper={paper}"
     first, *rest = words or [None]
     _command("reproduce")(first, rest, show_help, False)
+
+
+def _examine_cluster(verb: str, name: str, words: list[str]) -> int:
+    if verb != "doctor":
+        raise UserError(f"eeg-gan {verb} has no --cluster; launch/slurm.py --cluster {name} -- {verb} ... submits it")
+    return importlib.import_module("eeg_gan.slurm.doctor").run(name, words)
 
 
 def _show_config(

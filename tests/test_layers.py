@@ -1,4 +1,7 @@
-"""A module imports only downward: {__main__ slurm} -> cli -> stages -> {data augment models losses metrics training} -> ops."""
+"""A module imports only downward.
+
+{__main__ slurm} -> cli -> stages -> {data augment models losses metrics training} -> ops.
+"""
 
 import ast
 import subprocess

@@ -37,7 +37,9 @@ def entries(run_dir: str) -> list[Entry]:
     try:
         lines = (home / LIST).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{run_dir}: nothing was submitted from here ({home / LIST} is missing); give the run_dir") from None
+        raise UserError(
+            f"{run_dir}: nothing was submitted from here ({home / LIST} is missing); give the run_dir"
+        ) from None
     found: dict[tuple[str, str], Entry] = {}
     for line in map(json.loads, lines):
         array = len(line["tasks"]) > 1
@@ -61,7 +63,7 @@ def status(run_dir: str, console: Console) -> None:
 
 
 def cancel(run_dir: str) -> list[str]:
-    """Ends what still waits or runs; returns the ids. A run that is cancelled saves first, if the cluster gives it time."""
+    """Ends what still waits or runs; returns the ids. A cancelled run saves first, if it is given time."""
     found = entries(run_dir)
     states = slurm_states([entry.job for entry in found])
     jobs = [entry.job for entry in found if states.get(entry.job, "").split(" ")[0] in LIVE]
@@ -168,8 +170,10 @@ def _last_row(run_dir: Path) -> dict[str, float]:
 
 
 def _images(run_dir: Path) -> int | None:
-    names = [path.name.rpartition("-")[2] for path in run_dir.glob("checkpoint-*[0-9]")]
-    return max(map(int, names), default=None)
+    seen = [int(path.name.rpartition("-")[2]) for path in run_dir.glob("checkpoint-*[0-9]")]
+    row = _last_row(run_dir)
+    seen += [int(row["images"])] if "images" in row else []
+    return max(seen, default=None)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Cluster:
     python: str | None = None  # the interpreter on the nodes; null: the one that submits
     setup: tuple[str, ...] = ()  # shell lines before the run, for example `module load cuda`
     env: dict[str, str] = field(default_factory=dict)  # variables of the run
-    scratch: str | None = None  # node-local folder for temporary files, may hold $VARIABLES; made and removed by the job
+    scratch: str | None = None  # node-local folder for temporary files, may hold $VARIABLES; cleaned by the job
     container: Container = field(default_factory=Container)
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # further options of sbatch, without dashes
     srun: tuple[str, ...] = ()  # further words for srun
@@ -67,7 +67,7 @@ class Cluster:
             raise ValueError("gpus_per_node and max_timeouts are 0 or more")
         if self.time_min > 60 * 24 * 31:
             raise ValueError(
-                f"time_min={self.time_min} is more than a month; it counts minutes (YAML reads 24:00:00 as 86400 seconds)"
+                f"time_min={self.time_min} is more than a month; it counts minutes (YAML takes 24:00:00 for 86400)"
             )
         if not 1 <= self.signal_lead_s < 60 * self.time_min:
             raise ValueError(
@@ -108,6 +108,8 @@ class Facts:
         self.name = "the command line" if self.path is None else self.path.stem
         self.common = load(Cluster, self.path, words)
         self.given = {word.partition("=")[0].split(".")[0] for word in words}
+        for verb in self.common.verbs:  # a mistake there is told at once, whatever runs today
+            self.of(verb, verb)
 
     def of(self, verb: str, stage: str | None = None) -> Cluster:
         """What holds for all, and over it what the file's `verbs` say of this verb and of this stage of a pipeline.
@@ -139,4 +141,3 @@ def find(name: str) -> Path:
 def _built_in(verb: str) -> dict[str, Any]:
     own: dict[str, Any] = {"nodes": 1, "tasks_per_node": 1} if verb in SINGLE else {}
     return own | ({"gpus_per_node": 0, "gpu_type": None} if verb in NO_GPU else {})
-

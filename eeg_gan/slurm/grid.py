@@ -1,4 +1,4 @@
-"""Which tasks a command means: `key=a,b,c` is a grid, a list file has one task per line; each task has its own folder."""
+"""Which tasks a command means: `key=a,b,c` is a grid, a list file has one task per line; each has a folder."""
 
 import hashlib
 import itertools

@@ -19,7 +19,7 @@ RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 
 
 class Job:
-    """Called by submitit in each process; the run itself continues from its newest checkpoint, so a restart is equal."""
+    """Called by submitit in each process; the run goes on from its newest checkpoint, so that a restart is no other."""
 
     def __init__(self, argv: Sequence[str], folder: str):
         self.argv, self.folder = list(argv), folder
@@ -90,4 +90,3 @@ def _find_scontrol() -> None:
     folder = os.environ.get("SUBMITIT_FOLDER")
     if folder and shutil.which("scontrol") is None:
         os.environ["PATH"] = f"{Path(__file__).parent / 'inside'}{os.pathsep}{os.environ.get('PATH', '')}"
-

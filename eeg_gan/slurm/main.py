@@ -18,7 +18,8 @@ from eeg_gan.slurm.plan import Plan, arithmetic, make
 from eeg_gan.slurm.submit import Submission
 
 USAGE = """\
-  %(prog)s --cluster NAME|FILE.yaml [fact=value ...] [--dry-run | --local] [--list FILE] -- VERB CONFIG.yaml [key=value ...]
+  %(prog)s --cluster NAME|FILE.yaml [fact=value ...] [--dry-run | --local] [--list FILE] \\
+      -- VERB CONFIG.yaml [key=value ...]
   %(prog)s status|cancel RUN_DIR
   %(prog)s collect RUN_DIR [--output FILE.csv]"""
 ABOUT = """\
@@ -26,6 +27,11 @@ Behind `--` are the words of eeg-gan. key=a,b,c means a task for each value (sev
 in one job array, each with its own folder below run_dir; --list FILE has one task of key=value words per line.
 `pipeline` becomes a chain of jobs, each waiting for the one before it. The same command again continues the runs."""
 log = logging.getLogger("eeg_gan")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; {self.prog} --help shows the words")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _look(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog=_name(), usage=USAGE % {"prog": _name()})
+    parser = Parser(prog=_name(), usage=USAGE % {"prog": _name()})
     parser.add_argument("what", choices=("status", "cancel", "collect"))
     parser.add_argument("run_dir")
     parser.add_argument("--output", help="the csv; without it the table is printed")
@@ -67,7 +73,7 @@ def _look(argv: list[str]) -> int:
 
 def _launch(argv: list[str]) -> int:
     own, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=_name(), usage=USAGE % {"prog": _name()}, description=ABOUT, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--cluster", help="a file, or the name of one in configs/cluster")
@@ -76,10 +82,9 @@ def _launch(argv: list[str]) -> int:
     parser.add_argument("--list", help="a file with one task per line")
     parser.add_argument("--one-job", action="store_true", help="a pipeline as one job, not as a chain")
     parser.add_argument("facts", nargs="*", metavar="fact=value", help="over the cluster's file, such as nodes=2")
-    words = parser.parse_args(own)
+    words = parser.parse_intermixed_args(own)
     if not command:
-        parser.print_usage(sys.stderr)
-        raise UserError("the verb is missing: -- VERB CONFIG.yaml [key=value ...] comes last")
+        raise UserError("the verb is missing: -- VERB CONFIG.yaml [key=value ...] comes last; --help shows the words")
     if words.cluster is None and not words.local:
         raise UserError("--cluster NAME or FILE.yaml is missing; configs/cluster/example.yaml shows what belongs there")
     if any("=" not in fact for fact in words.facts):

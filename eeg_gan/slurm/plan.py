@@ -1,6 +1,7 @@
-"""What a command will run: one job (or array of tasks) per verb, a chain of them for a pipeline; all configs checked."""
+"""What a command will run: one job or array of tasks for a verb, a chain of them for a pipeline; all checked."""
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from eeg_gan import cli
 from eeg_gan.config import UserError, load, to_dict
 from eeg_gan.slurm import grid
 from eeg_gan.slurm.cluster import Cluster, Facts
+
+log = logging.getLogger("eeg_gan")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ def _chain(module: Any, configs: list[Any], points: list[grid.Point], facts: Fac
     names = [step.name for step in chains[0]]
     if any([step.name for step in chain] != names for chain in chains):
         raise UserError("the tasks have different stages; submit each pipeline by itself")
+    if unknown := facts.common.verbs.keys() - cli.VERBS.keys() - set(names):
+        log.warning(
+            "verbs.%s of %s is no verb and no stage of this pipeline", ", verbs.".join(sorted(unknown)), facts.name
+        )
     stages = []
     for steps in zip(*chains, strict=True):
         verb = steps[0].module.__name__.rpartition(".")[2]
@@ -147,7 +154,8 @@ def arithmetic(stage: Stage) -> list[str]:
     shared = "" if not facts.gpus_per_node or facts.gpus_per_node == facts.processes_per_node else " share the GPUs"
     cores = facts.processes_per_node * facts.cpus_per_task
     lines.append(
-        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} process{'es' * (facts.processes > 1)}{shared}, "
+        f"{facts.nodes} x {facts.processes_per_node} = {facts.processes} process"
+        f"{'es' * (facts.processes > 1)}{shared}, "
         f"{facts.cpus_per_task} cores each: {cores} cores of a node"
         + (f", {facts.mem_gb:g} GB of its memory" if facts.mem_gb is not None else "")
     )
@@ -156,8 +164,8 @@ def arithmetic(stage: Stage) -> list[str]:
         lines.append(f"global batch {batch} = {facts.processes} processes x {batch // facts.processes}")
     hours = facts.time_min / 60
     lines.append(
-        f"limit {hours:g} h, told to save {facts.signal_lead_s} s before it, then requeued, {facts.max_timeouts} times at "
-        f"most; one start of all tasks is {count * each * hours:g} {unit}-hours"
+        f"limit {hours:g} h, told to save {facts.signal_lead_s} s before it, then requeued, {facts.max_timeouts} "
+        f"times at most; one start of all tasks is {count * each * hours:g} {unit}-hours"
     )
     given = {task.config["gpus"] for task in stage.tasks if task.config.get("preset") == "auto"} - {facts.processes}
     if given:

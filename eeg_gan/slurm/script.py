@@ -21,7 +21,9 @@ def check_path(path: str | Path) -> None:
     """SLURM replaces patterns such as %j, and backslashes, in the folder of its log files; there is no way to quote."""
     for sign in "%\\":
         if sign in str(path):
-            raise UserError(f"{path}: SLURM cannot write logs into a folder with {sign!r} in its name; choose another run_dir")
+            raise UserError(
+                f"{path}: SLURM cannot write logs into a folder with {sign!r} in its name; choose another run_dir"
+            )
 
 
 def text(stage: Stage, folder: Path, code: Path, mounts: tuple[str, ...] = ()) -> str:
@@ -29,7 +31,9 @@ def text(stage: Stage, folder: Path, code: Path, mounts: tuple[str, ...] = ()) -
     facts = stage.facts
     lines = ["#!/bin/bash", *(_header(name, value) for name, value in options(stage).items()), ""]
     lines += [f"# {_printable(f'eeg-gan {stage.name}: {len(stage.tasks)} task(s)')}", "export SUBMITIT_EXECUTOR=slurm"]
-    lines += ["unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT  # of the shell that submitted"]
+    lines += [
+        "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT  # of the shell that submitted"
+    ]
     lines += [f"export OMP_NUM_THREADS={facts.cpus_per_task}"] if "OMP_NUM_THREADS" not in facts.env else []
     if facts.scratch is not None:
         lines.append(f"export EEG_GAN_SCRATCH={shlex.quote(facts.scratch)}  # variables are expanded on the node")

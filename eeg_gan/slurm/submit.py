@@ -116,8 +116,7 @@ def _sbatch(path: Path, words: list[str]) -> str:
         ) from None
     if found.returncode:
         raise UserError(
-            f"SLURM refused {path}: {' '.join(found.stderr.split())}; mend the cluster's YAML and give the same command "
-            "again"
+            f"SLURM refused {path}: {' '.join(found.stderr.split())}; mend the cluster's YAML and try again"
         )
     return found.stdout.strip().splitlines()[-1].split(";")[0]
 

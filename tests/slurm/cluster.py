@@ -4,8 +4,8 @@
     python tests/slurm/cluster.py down
 
 Needs root. Everything lies in one folder (EEG_GAN_SLURM, by default eeg-gan-slurm in the temporary directory): its own
-munge key and socket, slurm.conf, database of accounts and logs; ports are free ones. Outside of it are only the packages
-and, while the cluster is up, two marked lines of /etc/hosts. A machine with a slurm.conf of its own is left alone.
+munge key and socket, slurm.conf, database of accounts and logs; ports are free ones. Outside of it are only the
+packages and, while the cluster is up, two marked lines of /etc/hosts. A machine with its own slurm.conf is left alone.
 """
 
 import os
@@ -190,8 +190,12 @@ def start_accounts(folder: Path, port: str) -> None:
             command = ["mariadbd", "--no-defaults", "--user=root", *options]
             subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         wait("MariaDB", 90, lambda: done(*sql, "select 1"))
-    run(*sql, "CREATE DATABASE IF NOT EXISTS slurm_acct; CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY 'slurm';"
-        " GRANT ALL ON slurm_acct.* TO slurm@localhost;")
+    run(
+        *sql,
+        "CREATE DATABASE IF NOT EXISTS slurm_acct;"
+        " CREATE USER IF NOT EXISTS slurm@localhost IDENTIFIED BY 'slurm';"
+        " GRANT ALL ON slurm_acct.* TO slurm@localhost;",
+    )
     conf = folder / "slurmdbd.conf"
     conf.write_text(
         f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge/socket\nDbdHost=localhost\nDbdAddr=127.0.0.1\n"

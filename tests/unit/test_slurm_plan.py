@@ -1,4 +1,4 @@
-"""What would be submitted: facts of a cluster, arithmetic, chains, refusals; nothing is written and SLURM is not asked."""
+"""What would be submitted: facts of a cluster, arithmetic, chains, refusals; nothing is written, SLURM is not asked."""
 
 import json
 import os
@@ -70,7 +70,9 @@ def test_words_before_the_dashes_lie_over_the_file(tmp_path):
     assert Facts(cluster).of("prepare").processes == 1
     assert Facts(cluster, ["nodes=1"]).of("gan").nodes == 1
     assert Facts(cluster, ["nodes=1"]).of("gan", "gan").nodes == 4  # a stage of a pipeline
-    assert Facts(cluster, ["verbs.gan.nodes=3"]).of("gan", "g3").nodes == 3 and Facts(cluster).of("gan", "g2").nodes == 8
+    assert (
+        Facts(cluster, ["verbs.gan.nodes=3"]).of("gan", "g3").nodes == 3 and Facts(cluster).of("gan", "g2").nodes == 8
+    )
 
 
 def test_arithmetic_of_processes_and_batches(tmp_path):
@@ -87,13 +89,17 @@ def test_arithmetic_of_processes_and_batches(tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["nodes=3", "--", "align", debug("align")], "batch of 32 does not divide by 3 nodes x 1 processes = 3; set batch"),
+        (
+            ["nodes=3", "--", "align", debug("align")],
+            "batch of 32 does not divide by 3 nodes x 1 processes = 3; set batch",
+        ),
         (["nodes=8", "--", "gan", debug("gan")], "mbstd_group"),
         (["time_min=1", "--", "gan", debug("gan")], "signal_lead_s=120 must lie within"),
         (["time_min=86400", "--", "gan", debug("gan")], "counts minutes"),
         (['partition="a\\nb"', "--", "gan", debug("gan")], "control character"),
         (["container.kind=pyxis", "--", "gan", debug("gan")], "container.image"),
         (["nods=2", "--", "gan", debug("gan")], "did you mean nodes"),
+        (["verbs.gan.nods=2", "--", "prepare", debug("prepare")], "verbs.gan: unknown key nods; did you mean nodes"),
         (["nodes", "--", "gan", debug("gan")], "fact=value"),
         (["--", "gann", debug("gan")], "no verb 'gann'"),
         (["--", "gan"], "needs a config file"),
@@ -127,7 +133,9 @@ def test_every_cluster_file_and_fact_is_valid():
         assert all(isinstance(Facts(str(path)).of(verb), Cluster) for verb in facts.verbs)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!c]*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("[!c]*/*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
 def test_a_resolved_config_means_what_it_was_resolved_from(path):
     """A job reads the resolved config."""
     cls = cli.stage(path.parent.name).Config
