@@ -41,8 +41,9 @@ def _by_gallery(runs: Runs, metrics: dict) -> dict:
         if found := WAY.fullmatch(name):
             lines[f"top {found[2]}"][int(found[1])] = m
     for top in (1, 5):
-        lines[f"top {top}"][size] = metrics[f"align/retrieval_top{top}"]
-    ordered = {name: dict(sorted(points.items())) for name, points in lines.items()}
+        if m := metrics.get(f"align/retrieval_top{top}"):
+            lines[f"top {top}"][size] = m
+    ordered = {name: dict(sorted(points.items())) for name, points in lines.items() if points}
     return {"title": "Retrieval of the seen picture", "xlabel": "pictures to choose from", "lines": ordered}
 
 
