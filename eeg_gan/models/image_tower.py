@@ -3,12 +3,13 @@
 Its embedding is the network's own, or is read at any layer before.
 """
 
+import difflib
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,6 +95,7 @@ class ImageTower(nn.Module):
 
 def build_tower(config: TowerConfig) -> ImageTower:
     """The vision half of the configured model, read at the configured layer."""
+    config = replace(config, pretrained=config.pretrained and os.path.expanduser(config.pretrained))
     tower = _whole(config)
     if config.layer is None:
         return tower
@@ -158,9 +160,11 @@ def _registered(open_clip, model: str) -> str:
         open_clip.add_model_config(Path(model))
         return Path(model).stem
     if ":" not in model and model.replace("/", "-") not in open_clip.list_models():
+        known = {own.lower(): own for own in open_clip.list_models()}
+        meant = [f"did you mean {known[own]}? " for own in difflib.get_close_matches(model.lower(), known, 1, 0.5)]
         raise UserError(
-            f"{model}: open_clip has no such model; take one of open_clip.list_models(), such as ViT-B-32, the path of "
-            "a model config that ends in .json, or one of timm's as timm:NAME"
+            f"{model}: open_clip has no such model; {''.join(meant)}Names are those of open_clip.list_models(), as "
+            "ViT-B-32 is, the path of a model config that ends in .json, or one of timm's as timm:NAME"
         )
     return model
 
@@ -193,26 +197,41 @@ def _known(open_clip, name: str, pretrained: str | None) -> str | None:
         return pretrained
     if open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained):
         return pretrained
-    if os.sep in pretrained or pretrained.endswith((".safetensors", ".pt", ".bin")):
-        raise UserError(f"{pretrained}: no such weights file; give the path of a local file as pretrained=")
     tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if timm_tower.is_path(pretrained):
+        example = sorted(tags, key=lambda tag: not tag.startswith("laion2b_s"))[:1]
+        raise UserError(
+            timm_tower.no_such_file(pretrained, name, {tag: _where(open_clip, name, tag)[0] for tag in example})
+        )
     raise UserError(f"{pretrained}: {name} has no such weights; its tags are {', '.join(tags) or 'none'}")
 
 
 def _why(open_clip, name: str, pretrained: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
+    if pretrained is None and name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return (
+            f"{name} could not be downloaded ({reason}); on a machine with a network get the files of "
+            f"https://huggingface.co/{repository} (`hf download {repository} --local-dir FOLDER`) and give the folder "
+            "as model=local-dir:FOLDER"
+        )
     if pretrained is None or os.path.isfile(pretrained):
         return f"{pretrained or name}: open_clip cannot build {name} from it: {reason}; give weights of this very model"
-    source = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) or {}
-    where, file = source.get("url", ""), "the weights"
-    if source.get("hf_hub"):
-        repository, _, file = source["hf_hub"].rpartition("/")
-        file = file or "open_clip_model.safetensors"
-        where = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    where, file = _where(open_clip, name, pretrained)
     return (
         f"pretrained={pretrained} of {name} could not be downloaded ({reason}); on a machine with a network get {where}"
         f" and give it as pretrained=/path/to/{os.path.basename(where) or file}"
     )
+
+
+def _where(open_clip, name: str, tag: str) -> tuple[str, str]:
+    """The address of published weights, and what their file is called."""
+    source = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {}
+    if not source.get("hf_hub"):
+        return source.get("url", ""), "the weights"
+    repository, _, file = source["hf_hub"].rpartition("/")
+    file = file or "open_clip_model.safetensors"
+    return f"https://huggingface.co/{repository}/resolve/main/{file}", file
 
 
 def _embedding_dim(open_clip, model: nn.Module, name: str) -> int:

@@ -1,6 +1,7 @@
 """Any timm network as the vision half of an image tower: `timm:resnet50` with a local file or one of timm's tags."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -45,10 +46,14 @@ def build_visual(model: str, pretrained: str | None) -> TimmVisual:
     if pretrained is not None and not local:
         _check_tag(timm, name, pretrained)
     full = name if local or pretrained is None else f"{name}.{pretrained}"
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # every attempt of a download that fails would be told, twice
     try:
         trunk = timm.create_model(full, pretrained=full != name, num_classes=0)
     except Exception as error:  # network, disk and format errors of three libraries arrive here
         raise UserError(_not_downloaded(timm, full, error)) from None
+    finally:
+        logging.disable(before)
     if local:
         _load_file(timm, trunk, name, pretrained)
     return TimmVisual(trunk)
@@ -66,16 +71,38 @@ def _check_tag(timm, name: str, tag: str) -> None:
     known = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
     if tag in known:
         return
-    if os.sep in tag or tag.endswith((".safetensors", ".pt", ".pth", ".bin")):
-        raise UserError(f"{tag}: no such weights file; give the path of a local file as pretrained=")
+    if is_path(tag):
+        found = {known[0]: _where(timm, f"{name}.{known[0]}")} if known else {}
+        raise UserError(no_such_file(tag, f"{PREFIX}{name}", found))
     raise UserError(f"{tag}: timm:{name} has no such weights; its tags are {', '.join(known) or 'none'}")
 
 
-def _not_downloaded(timm, full: str, error: Exception) -> str:
-    reason, source = " ".join(str(error).split())[:300], timm.get_pretrained_cfg(full)
-    where = source.url or ""
+def is_path(pretrained: str) -> bool:
+    """Whether a word names a file, and no tag of published weights."""
+    return os.sep in pretrained or pretrained.endswith((".safetensors", ".pt", ".pth", ".bin"))
+
+
+def no_such_file(path: str, model: str, published: dict[str, str]) -> str:
+    """What to do where a weights file is missing; `published` has the addresses of some weights by tag."""
+    said = f"pretrained={path}: no such weights file (looked for {os.path.abspath(os.path.expanduser(path))})"
+    for tag, where in published.items():
+        said += (
+            f"; get weights of {model} on a machine with a network, for example {where}, and give their path, or set "
+            f"pretrained={tag} where there is a network"
+        )
+    return said if published else f"{said}; give the path of a local file"
+
+
+def _where(timm, full: str) -> str:
+    """The address of published weights."""
+    source = timm.get_pretrained_cfg(full)
     if source.hf_hub_id:
-        where = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/model.safetensors"
+        return f"https://huggingface.co/{source.hf_hub_id}/resolve/main/model.safetensors"
+    return source.url or ""
+
+
+def _not_downloaded(timm, full: str, error: Exception) -> str:
+    reason, where = " ".join(str(error).split())[:300], _where(timm, full)
     name, _, tag = full.partition(".")
     return (
         f"pretrained={tag} of timm:{name} could not be loaded ({reason}); on a machine with a network get {where} and "

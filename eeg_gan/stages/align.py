@@ -18,7 +18,7 @@ from eeg_gan.losses.contrastive import ContrastiveConfig, contrastive
 from eeg_gan.metrics.retrieval import ranks, ranks_of_answers, top_k
 from eeg_gan.models.eeg import EncoderConfig, load_pretrained
 from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
-from eeg_gan.stages.aligning import Aligner, Pictures, build, stage1
+from eeg_gan.stages.aligning import Aligner, Pictures, build, stage1, warn_of_random
 from eeg_gan.stages.loading import about_data, encode_split, layers_of, open_shards
 from eeg_gan.training import checkpoint, optim, runtime
 from eeg_gan.training.inference import draw_by_library, evaluating, over_all
@@ -63,6 +63,7 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", "val"))
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and alignment is with images; stop after encode")
+        warn_of_random(config.tower)
         start, tower = stage1(config.encoder, config.architecture, shards), build_tower(config.tower)
         files = [checkpoint.chosen(config.encoder).path / "state.json"] if config.encoder else []
         rt.inputs([config.loader.index, *files], shards=shards.digest, encoder=start.digest, tower=tower_digest(tower))

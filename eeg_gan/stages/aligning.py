@@ -1,5 +1,6 @@
 """What align starts from: an encoder of stage 1, its linear map, or a new encoder; and the image side of a split."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from eeg_gan.data.shards import Shards
 from eeg_gan.losses.contrastive import LogitScale, logit_scale
 from eeg_gan.models.eeg import EncoderConfig
 from eeg_gan.models.heads import MappedEncoder, ProjectionHead
-from eeg_gan.models.image_tower import ImageTower
+from eeg_gan.models.image_tower import ImageTower, TowerConfig
 from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, subjects_of, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import runtime
+
+log = logging.getLogger("eeg_gan")
 
 
 class Aligner(nn.Module):
@@ -55,6 +58,16 @@ class Pictures:
     def of(self, data: dict) -> Tensor:
         """What the model reads for a batch: embeddings [B, E], or the pictures themselves."""
         return data["image"] if self.embeddings is None else self.embeddings[self.numbers[data["index"]]]
+
+
+def warn_of_random(tower: TowerConfig) -> None:
+    """A frozen tower without weights is fixed noise: better than nothing on plain pictures, and never what is meant."""
+    if tower.frozen and tower.pretrained is None and not tower.model.startswith(("hf-hub:", "local-dir:")):
+        log.warning(
+            "tower.pretrained is null, so %s has random weights; a tag (laion2b_s34b_b79k of ViT-B-32, say) or a local "
+            "file of weights gives it published ones",
+            tower.model,
+        )
 
 
 def stage1(run_dir: str | None, architecture: EncoderConfig, shards: Shards) -> LoadedEncoder:

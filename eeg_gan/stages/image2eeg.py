@@ -20,6 +20,7 @@ from eeg_gan.metrics.embedding import kmeans_accuracy
 from eeg_gan.metrics.retrieval import ranks, top_k
 from eeg_gan.models.image_to_eeg import ImageToEEG, ImageToEEGConfig
 from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
+from eeg_gan.stages.aligning import warn_of_random
 from eeg_gan.stages.loading import about_data, load_features, open_shards, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import checkpoint, optim, runtime
@@ -92,6 +93,7 @@ def run(config: Config) -> None:
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and this stage reads images; leave it out")
         known = load_features(config.features, shards.split_digest, config.loader.index)
+        warn_of_random(config.tower)
         tower = build_tower(config.tower)
         files = [config.loader.index, Path(config.features) / "features.json"]
         rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"], tower=tower_digest(tower))

@@ -95,7 +95,7 @@ def test_any_timm_network_is_a_tower(tmp_path, images):
         ("timm:test_resnot", None, "did you mean timm:test_resnet"),
         ("timm:resnet18.a1_in1k", None, "write model=timm:resnet18 and pretrained=a1_in1k"),
         ("timm:resnet18", "a9_in1k", "no such weights; its tags are .*a1_in1k"),
-        ("timm:resnet18", "nowhere/r.safetensors", "no such weights file"),
+        ("timm:resnet18", "nowhere/r.safetensors", "no such weights file.*/resnet18.a1_in1k/resolve/main/model.saf"),
         ("timm:test_vit", "OTHER", "not the weights of timm:test_vit: .* of its tensors are not there"),
         ("timm:test_vit", "TEXT", "not the weights of timm:test_vit"),
     ],
@@ -128,6 +128,11 @@ def test_mistakes_are_explained(config_file, tmp_path):
         build_tower(TowerConfig(model=str(tmp_path / "half.json")))
     with pytest.raises(UserError, match="no such weights file"):
         build_tower(TowerConfig(model=config_file, pretrained=str(tmp_path / "none.safetensors")))
+    laion = "CLIP-ViT-B-32-laion2B-s34B-b79K/resolve/main/open_clip_model.safetensors, and give their path"
+    with pytest.raises(UserError, match=f"no such weights file .looked for {tmp_path}/none.pt.*{laion}"):
+        build_tower(TowerConfig(model="ViT-B-32", pretrained=str(tmp_path / "none.pt")))
+    with pytest.raises(UserError, match="did you mean ViT-B-32"):
+        build_tower(TowerConfig(model="vit-b-32"))
     with pytest.raises(UserError, match="ViT-B-32 has no such weights; its tags are .*openai"):
         build_tower(TowerConfig(model="ViT-B-32", pretrained="opanai"))
     save_file({"visual.proj": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
@@ -142,5 +147,9 @@ def test_weights_that_cannot_be_downloaded_say_what_to_fetch(monkeypatch):
     monkeypatch.setattr(load("open_clip.factory"), "download_pretrained", offline)
     with pytest.raises(UserError, match=r"could not be downloaded.*and give it as pretrained=/path/to/\S+") as seen:
         build_tower(TowerConfig(model="ViT-B-32", pretrained="laion2b_s34b_b79k"))
+    monkeypatch.setattr(load("open_clip.factory"), "download_pretrained_from_hf", offline)
+    hub = "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    with pytest.raises(UserError, match="hf download laion/CLIP-ViT.*give the folder as model=local-dir:FOLDER"):
+        build_tower(TowerConfig(model=hub))
     file = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K/resolve/main/open_clip_model.safetensors"
     assert f"https://huggingface.co/{file} and" in str(seen.value)
