@@ -97,7 +97,8 @@ def run(config: Config) -> None:
                 rows, better = {}, False
                 if judging and (last or runtime.crossed(images, config.batch, config.evaluate.every)):
                     figures, rows = judging.figures(players.average)
-                    better = judging.better(figures, best)
+                    kept = last or stop or players.guard.healthy()  # what is not saved cannot be the best
+                    better = kept and judging.better(figures, best)
                     best = {"images": images, **figures} if better else best
                 if last or runtime.crossed(images, config.batch, config.snapshot_every):
                     seen = {"images/per distinct picture (count)": images / len(distinct)}

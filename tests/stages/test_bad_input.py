@@ -49,7 +49,7 @@ def test_no_config_and_wrong_verb(capsys):
 
 def test_missing_index(capsys, tmp_path):
     assert "no such index" in refused(capsys, encode(tmp_path / "index.json", tmp_path / "e"))
-    assert "is a folder; set loader.index to the index.json" in refused(capsys, encode(tmp_path, tmp_path / "e"))
+    assert "is a folder; set loader.index to the index.json" in refused(capsys, encode(tmp_path, tmp_path / "f"))
 
 
 def test_missing_shard(capsys, shards, tmp_path):
@@ -83,7 +83,7 @@ def test_run_directory_of_another_config(capsys, runs):
     said = refused(capsys, encode(runs / "prepare/index.json", runs / "encode", "optim.lr=5e-4"))
     assert "optim.lr: 0.001 -> 0.0005" in said
     said = refused(capsys, ["gan", debug("gan"), f"run_dir={runs}/encode", *commands(runs)["gan"]])
-    assert said.endswith("holds a run of encode, not of gan; choose another run_dir\n")
+    assert said.endswith("holds a run of encode, not of gan; choose another run_dir")
 
 
 def test_run_made_from_other_shards(capsys, shards, tmp_path):

@@ -17,7 +17,7 @@ from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.metrics import generated
 from eeg_gan.metrics.detectors import DetectorConfig, SmallClassifier
 from eeg_gan.models.stylegan2.generator import Generator
-from eeg_gan.stages import gan, judging
+from eeg_gan.stages import gan, gan_steps, judging
 from eeg_gan.stages.gan_evaluation import GanEvaluation, order
 from eeg_gan.stages.judging import Judge, class_pairs, look_at_real, open_detector
 from eeg_gan.stages.loading import open_shards, unique_images
@@ -83,6 +83,15 @@ def test_the_best_checkpoint_is_kept_and_chosen(tmp_path, runs, select, better):
     found = checkpoint.chosen(tmp_path / "g")
     assert found.images == images and found.state["best"][select] == best
     assert checkpoint.newest(tmp_path / "g").state["best"]["images"] == images
+
+
+def test_what_is_not_saved_is_not_the_best(tmp_path, runs, monkeypatch):
+    """As if steps had been left out just before every evaluation: only the last weights are saved."""
+    monkeypatch.setattr(gan_steps.Guard, "healthy", lambda self: False)
+    more = ["evaluate.every=16", "evaluate.n_images=6", "evaluate.metrics=[kid]", "total_images=96"]
+    assert cli.main(words(runs, tmp_path / "g", *more)) == 0
+    assert json.loads((tmp_path / "g" / "best.json").read_text())["checkpoint"] == "checkpoint-00000000096"
+    assert checkpoint.newest(tmp_path / "g").state["best"]["images"] == 96
 
 
 def test_nothing_is_selected_where_nothing_is_asked(tmp_path, runs):

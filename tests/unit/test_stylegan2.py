@@ -81,6 +81,16 @@ def test_every_size_and_number_of_colours_can_be_built(size, channels):
     )
 
 
+@pytest.mark.parametrize("size", [1024, (256, 512)])
+def test_large_and_wide_images_are_drawn_and_judged(size):
+    G = Generator(6, 5, 7, size, channel_base=4096, channel_max=4)
+    D = Discriminator(size, 5, channel_base=4096, channel_max=4, mbstd_group=1)
+    images = G(torch.randn(1, 6), torch.randn(1, 5))
+    assert images.shape == (1, 3, *G.size)
+    D(images, torch.randn(1, 5)).sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in (G.constant, D.from_rgb[0].weight))
+
+
 @pytest.mark.parametrize("size", [32, (32, 48)])
 @pytest.mark.parametrize("g_architecture", ["skip", "residual", "orig"])
 @pytest.mark.parametrize("d_architecture", ["skip", "residual", "orig"])
