@@ -63,7 +63,8 @@ def run(config: Config) -> None:
         shards = open_shards(config.loader, ("train", "val"))
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and alignment is with images; stop after encode")
-        warn_of_random(config.tower)
+        if rt.main:
+            warn_of_random(config.tower)
         start, tower = stage1(config.encoder, config.architecture, shards), build_tower(config.tower)
         files = [checkpoint.chosen(config.encoder).path / "state.json"] if config.encoder else []
         rt.inputs([config.loader.index, *files], shards=shards.digest, encoder=start.digest, tower=tower_digest(tower))

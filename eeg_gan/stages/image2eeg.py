@@ -93,7 +93,8 @@ def run(config: Config) -> None:
         if not shards.has_images:
             raise UserError(f"{config.loader.index} has no images, and this stage reads images; leave it out")
         known = load_features(config.features, shards.split_digest, config.loader.index)
-        warn_of_random(config.tower)
+        if rt.main:
+            warn_of_random(config.tower)
         tower = build_tower(config.tower)
         files = [config.loader.index, Path(config.features) / "features.json"]
         rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"], tower=tower_digest(tower))

@@ -202,13 +202,15 @@ def test_the_other_ways_of_aligning_on_two_processes_equal_one(tmp_path, runs):
         assert one.images == two.images == 64 and one.tensors.keys() == two.tensors.keys()
         for name in one.tensors.keys() - {"optimiser"}:
             for key, value in one.tensors[name].items():
-                if value.is_floating_point():
-                    torch.testing.assert_close(
-                        two.tensors[name][key],
-                        value,
-                        rtol=1e-3,
-                        atol=2e-4,
-                        msg=lambda m, k=f"{stage} {key}": f"{k}: {m}",
-                    )
+                # attention does not depend on the bias of its keys: Adam makes whole steps of its rounding
+                atol = 5e-3 if key.endswith("in_proj_bias") else 2e-4
+                where = f"{stage} {name} {key}"
+                torch.testing.assert_close(
+                    two.tensors[name][key].float(),
+                    value.float(),
+                    rtol=1e-3,
+                    atol=atol,
+                    msg=lambda m, k=where: f"{k}: {m}",
+                )
         for figure, value in one.state["best"].items():
             assert two.state["best"][figure] == pytest.approx(value, abs=0.1), (stage, figure)
