@@ -47,7 +47,7 @@ class Config:
     )
     metrics: tuple[MetricName, ...] = tuple(METRICS)  # which figures of generated images
     lda: bool = True  # shrinkage LDA on the EEG itself, the score to beat
-    time_resolved: bool = True  # the same in each 50 ms of the trial, for the report's curve
+    time_resolved: bool = True  # with lda: the same in each 50 ms of the trial, for the report's curve
     folds: int = 5  # of held-out trials, where all their classes are unseen in training
     permutations: int = 1000  # shuffled labels behind each p; 0 leaves p out
     ablation_trials: int = 600  # with `encoder`: how many held-out trials are spoilt and encoded again

@@ -97,18 +97,17 @@ def stage1(context: Any) -> Metrics:
 def lda(context: Any) -> Metrics:
     """Shrinkage LDA on the EEG itself, on the same split: over the whole trial, and window by window."""
     config = context.config
-    if not (config.lda or config.time_resolved):
+    if not config.lda:
         return {}
     of, (x_train, x) = sides(context), (context.reader(s).eeg_all().numpy() for s in ("train", config.split))
-    metrics: Metrics = {}
-    if config.lda:
-        right = _in_turn(of, x_train, x, lambda *parts: embedding.lda_baseline(*parts)[None])[0]
-        balanced = embedding.balanced_accuracy(right, of.y)
-        metrics["lda/accuracy"] = context.mean(right.astype(float), of.chance)
-        metrics["lda/balanced_accuracy"] = record(balanced, chance=1 / len(set(of.y.tolist())), n=len(of.y))
+    right = _in_turn(of, x_train, x, lambda *parts: embedding.lda_baseline(*parts)[None])[0]
+    balanced = embedding.balanced_accuracy(right, of.y)
     if config.time_resolved:
         _over_time(context, of, x_train, x)
-    return metrics
+    return {
+        "lda/accuracy": context.mean(right.astype(float), of.chance),
+        "lda/balanced_accuracy": record(balanced, chance=1 / len(set(of.y.tolist())), n=len(of.y)),
+    }
 
 
 def ablated(context: Any, of: Sides, z_train: np.ndarray, z: np.ndarray) -> Metrics:

@@ -109,11 +109,12 @@ def unseen(tmp_path_factory):
 
 def test_an_encoder_reads_other_data_and_unseen_classes_are_judged_in_folds(runs, unseen, capsys):
     index = f"loader.index={unseen}/prepare/index.json"
-    embed = ["embed", debug("embed"), index, f"encoder={runs}/encode", f"run_dir={unseen}/z"]
-    assert cli.main(embed) == 2 and "electrodes must be the same" in capsys.readouterr().err
-    assert cli.main([*embed, "other_data=true"]) == 2
+    embed = ["embed", debug("embed"), index, f"encoder={runs}/encode"]
+    assert cli.main([*embed, f"run_dir={unseen}/a"]) == 2
+    assert "electrodes must be the same" in capsys.readouterr().err
+    assert cli.main([*embed, f"run_dir={unseen}/b", "other_data=true"]) == 2
     assert "absent=interpolate" in capsys.readouterr().err
-    assert cli.main([*embed, "other_data=true", "absent=interpolate"]) == 0
+    assert cli.main([*embed, f"run_dir={unseen}/z", "other_data=true", "absent=interpolate"]) == 0
     known = features.load(unseen / "z")
     torch.testing.assert_close(known.features.norm(dim=1), torch.ones(len(known.keys)))
     (unseen / "e.yaml").write_text(
@@ -133,7 +134,7 @@ def test_seeds_train_and_judge_anew_on_one_split(tmp_path, capsys):
     stages = {name: stages[name] for name in ("prepare", "encode", "embed")}
     stages["evaluate"] = {"features": "{run_dir}/embed", "permutations": 0, "time_resolved": False}
     path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump({"run_dir": f"{tmp_path}/p", "stages": stages}))
+    path.write_text(yaml.safe_dump({"run_dir": f"{tmp_path}/p", "stages": stages}, sort_keys=False))
     assert cli.main(["pipeline", str(path)]) == 0
     first = (tmp_path / "p/evaluate/metrics.json").read_bytes()
     assert cli.main(["pipeline", str(path), "seeds=2"]) == 0, "more seeds go on from there"
