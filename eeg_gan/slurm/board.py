@@ -64,12 +64,16 @@ def status(run_dir: str, console: Console) -> None:
 
 def cancel(run_dir: str) -> list[str]:
     """Ends what still waits or runs; returns the ids. A cancelled run saves first, if it is given time."""
-    found = entries(run_dir)
-    states = slurm_states([entry.job for entry in found])
-    jobs = [entry.job for entry in found if states.get(entry.job, "").split(" ")[0] in LIVE]
+    jobs = live(entries(run_dir))
     if jobs:
         _ask(["scancel", *jobs])
     return jobs
+
+
+def live(found: Sequence[Entry]) -> list[str]:
+    """Those jobs that wait or run."""
+    states = slurm_states([entry.job for entry in found])
+    return [entry.job for entry in found if states.get(entry.job, "").split(" ")[0] in LIVE]
 
 
 def slurm_states(jobs: Sequence[str]) -> dict[str, str]:

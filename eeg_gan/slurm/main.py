@@ -127,11 +127,24 @@ def _print(plan: Plan) -> int:
 
 def _submit(plan: Plan) -> int:
     submission = Submission(plan)
+    _refuse_running(plan)
     jobs = submit.submit(submission)
     for stage, job in zip(plan.stages, jobs, strict=True):
         log.info("%-12s job %s: %s", stage.name, job, "; ".join(arithmetic(stage)[:2]))
     log.info("logs and scripts are in %s; `%s status %s` tells how it goes", submission.folder, _name(), plan.run_dir)
     return cli.DONE
+
+
+def _refuse_running(plan: Plan) -> None:
+    """Two jobs must not write into one run directory, and the second would fail only when its turn comes."""
+    if not (plan.home / submit.LIST).exists():
+        return
+    wanted = {Path(plan.folder, task.run_dir) for stage in plan.stages for task in stage.tasks}
+    if jobs := board.live([entry for entry in board.entries(str(plan.home.parent)) if entry.run_dir in wanted]):
+        raise UserError(
+            f"{plan.run_dir}: job {', '.join(jobs)} still waits or runs; wait for it, or end it with "
+            f"`{_name()} cancel {plan.run_dir}`"
+        )
 
 
 def _name() -> str:

@@ -16,12 +16,11 @@ from eeg_gan.slurm.script import RUN
 PACKAGE = Path(eeg_gan.__file__).parent
 RUNNER = '''"""Runs the copy of eeg_gan that lies beside this file: its folder is the first place where Python looks."""
 
-import signal
-
-# Until the run has handlers of its own a signal waits; by default it would end the process.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
-
 if __name__ == "__main__":
+    import signal
+
+    # Until the run has handlers of its own a signal waits; by default it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
     from eeg_gan.slurm.job import main
 
     main()

@@ -74,7 +74,12 @@ def submit(submission: Submission) -> list[str]:
         path = submission.folder / f"{stage.file}.sh"
         path.write_text(submission.text(stage, code))
         pickles = [_job_file(submission, stage, number) for number in range(len(stage.tasks))]
-        job = _sbatch(path, dependency(stage, jobs[-1]) if jobs else [])
+        try:
+            job = _sbatch(path, dependency(stage, jobs[-1]) if jobs else [])
+        except UserError:
+            if jobs:  # half a chain is of no use
+                subprocess.run(["scancel", *jobs], capture_output=True, timeout=120)
+            raise
         for number, pickle in enumerate(pickles):  # a job that starts before this waits for its file
             name = f"{job}_{number}" if len(pickles) > 1 else job
             os.replace(pickle, submission.folder / f"{name}_submitted.pkl")

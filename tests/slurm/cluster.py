@@ -46,6 +46,7 @@ def up() -> Path:
         conf.write_text(slurm_conf(folder, *free_ports(3 + len(NODES))))
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # never used, but else looked for
     os.environ["SLURM_CONF"] = str(conf)
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # where the daemons are
     name_nodes(True)
     start_munge(folder)
     start_accounts(folder, setting(conf, "AccountingStoragePort"))
@@ -135,7 +136,7 @@ def slurm_conf(folder: Path, control: int, accounts: int, *nodes: int) -> str:
         "SlurmdTimeout=120",
         "SlurmctldTimeout=120",
         "MessageTimeout=60",  # a busy machine answers late
-        "KillWait=20",
+        "KillWait=60",
         "InactiveLimit=0",
         "JobRequeue=1",
         "MinJobAge=3600",
@@ -159,7 +160,7 @@ def slurm_conf(folder: Path, control: int, accounts: int, *nodes: int) -> str:
     common = f"Nodes={','.join(NODES)} MaxTime=INFINITE DefaultTime=60 State=UP"
     lines += [
         f"PartitionName=main {common} Default=YES PriorityTier=5 PreemptMode=OFF",
-        f"PartitionName=low {common} PriorityTier=1 PreemptMode=REQUEUE GraceTime=30",
+        f"PartitionName=low {common} PriorityTier=1 PreemptMode=REQUEUE GraceTime=60",
         f"PartitionName=high {common} PriorityTier=10 PreemptMode=OFF",
     ]
     return "\n".join(lines) + "\n"

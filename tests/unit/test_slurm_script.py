@@ -206,5 +206,23 @@ def test_a_submission_writes_down_what_its_jobs_will_run(tmp_path, monkeypatch, 
     assert (code / "eeg_gan" / "cli.py").exists() and (code / "run.py").exists()
     assert "torch" in json.loads((home / "0001" / "environment.json").read_text())["packages"]
     if name == "runs":  # again: another submission, the same code
+        program(tmp_path / "squeue", "#!/bin/sh\necho '40_1|RUNNING|None'\n")
+        program(tmp_path / "sacct", "#!/bin/sh\nexit 1\n")
+        assert front.main([*words, "--", "encode", debug("encode"), "seed=1,2", "run_dir=r"]) == 2
+        program(tmp_path / "squeue", "#!/bin/sh\nexit 1\n")
         assert front.main([*words, "--", "encode", debug("encode"), "seed=1,2", "run_dir=r"]) == 0
         assert len(list(home.glob("code-*"))) == 1 and (home / "0002").is_dir()
+
+
+def test_half_a_chain_is_taken_back(tmp_path, monkeypatch, capsys):
+    program(tmp_path / "sbatch", SBATCH + "if count == 2: sys.exit('sbatch: error: invalid partition')\n")
+    program(tmp_path / "scancel", '#!/bin/sh\necho "$@" > "$RECORD.scancel"\n')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(tmp_path / "sbatch.jsonl"))
+    monkeypatch.chdir(tmp_path)
+    words = ["--cluster", "example", "gpus_per_node=0", "verbs.gan.nodes=1"]
+    assert front.main([*words, "--", "pipeline", debug("pipeline"), "run_dir=p"]) == 2
+    assert (tmp_path / "sbatch.jsonl.scancel").read_text().split() == ["40", "41"]
+    assert "invalid partition" in " ".join(capsys.readouterr().err.split())
+    called = [json.loads(line)["argv"] for line in open(tmp_path / "sbatch.jsonl")]
+    assert called[1] == ["--parsable", "--dependency=afterok:40", "--kill-on-invalid-dep=yes", "./audit.sh"]
