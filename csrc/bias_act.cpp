@@ -10,218 +10,13 @@
 #include <tuple>
 #include <vector>
 
+#include "bias_act_loops.h"
 #include "check.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 namespace eeg_gan {
 namespace {
 
-constexpr int64_t CHUNK = 2048;  // elements: 8 kB in each of up to four streams
 constexpr int64_t NARROW = 128;  // below it, sums of a channel's neighbours are made at the end of a unit
-
-using ActFloats = ActNumbers<float>;
-using ActDoubles = ActNumbers<double>;
-
-#define EEG_GAN_EACH_ACT(act, F) \
-  switch (act) {                 \
-    case RELU: F(RELU); break;   \
-    case LRELU: F(LRELU); break; \
-    case TANH: F(TANH); break;   \
-    case SIGMOID: F(SIGMOID); break;   \
-    case ELU: F(ELU); break;     \
-    case SOFTPLUS: F(SOFTPLUS); break; \
-    default: F(SWISH);           \
-  }
-
-template <int ACT, class T>
-EEG_GAN_INLINE void forward_loop(bool one, const T* __restrict x, const T* __restrict b, T* __restrict y, int64_t n,
-                                 const ActNumbers<T> f) {
-  if (one) {
-    const T same = *b;
-    for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], same, f);
-  } else {
-    for (int64_t i = 0; i < n; ++i) y[i] = bias_act_forward<ACT>(x[i], b[i], f);
-  }
-}
-
-template <int ACT, bool BY_X, class T>
-EEG_GAN_INLINE void backward_loop(const T* __restrict dy, const T* __restrict ref, const T* __restrict b,
-                                  T* __restrict dx, int64_t n, const ActNumbers<T> f) {
-  for (int64_t i = 0; i < n; ++i) dx[i] = bias_act_backward<ACT, BY_X>(dy[i], ref[i], BY_X ? b[i] : T(0), f);
-}
-
-template <int ACT, bool BY_X, class T>
-EEG_GAN_INLINE void double_loop(const T* __restrict v, const T* __restrict dy, const T* __restrict ref,
-                                const T* __restrict b, T* __restrict gdy, T* __restrict gref, int64_t n,
-                                const ActNumbers<T> f) {
-  for (int64_t i = 0; i < n; ++i) {
-    T second;
-    gdy[i] = bias_act_double_backward<ACT, BY_X>(v[i], dy[i], ref[i], BY_X ? b[i] : T(0), f, &second);
-    gref[i] = second;
-  }
-}
-
-#define FORWARD(A) forward_loop<A>(one, x, b, y, n, f)
-#define BACKWARD(A) by_x ? backward_loop<A, true>(dy, ref, b, dx, n, f) : backward_loop<A, false>(dy, ref, b, dx, n, f)
-#define DOUBLE(A)                                                       \
-  by_x ? double_loop<A, true>(v, dy, ref, b, gdy, gref, n, f)           \
-       : double_loop<A, false>(v, dy, ref, b, gdy, gref, n, f)
-
-EEG_GAN_CLONES void forward_run(int act, bool one, const float* x, const float* b, float* y, int64_t n,
-                                const ActFloats& f) {
-  EEG_GAN_EACH_ACT(act, FORWARD)
-}
-void forward_run(int act, bool one, const double* x, const double* b, double* y, int64_t n, const ActDoubles& f) {
-  EEG_GAN_EACH_ACT(act, FORWARD)
-}
-EEG_GAN_CLONES void backward_run(int act, bool by_x, const float* dy, const float* ref, const float* b, float* dx,
-                                 int64_t n, const ActFloats& f) {
-  EEG_GAN_EACH_ACT(act, BACKWARD)
-}
-void backward_run(int act, bool by_x, const double* dy, const double* ref, const double* b, double* dx, int64_t n,
-                  const ActDoubles& f) {
-  EEG_GAN_EACH_ACT(act, BACKWARD)
-}
-EEG_GAN_CLONES void double_run(int act, bool by_x, const float* v, const float* dy, const float* ref, const float* b,
-                               float* gdy, float* gref, int64_t n, const ActFloats& f) {
-  EEG_GAN_EACH_ACT(act, DOUBLE)
-}
-void double_run(int act, bool by_x, const double* v, const double* dy, const double* ref, const double* b, double* gdy,
-                double* gref, int64_t n, const ActDoubles& f) {
-  EEG_GAN_EACH_ACT(act, DOUBLE)
-}
-
-// --- Storage types. Half-precision numbers are held as their bits.
-
-struct Bfloat16 { uint16_t bits; };
-struct Half { uint16_t bits; };
-
-EEG_GAN_INLINE float as_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-EEG_GAN_INLINE uint32_t as_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-EEG_GAN_INLINE float widened(Bfloat16 x) { return as_float(uint32_t(x.bits) << 16); }
-EEG_GAN_INLINE void narrowed(float x, Bfloat16* to) {
-  const uint32_t bits = as_bits(x);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  to->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-// Exponents of half start 112 lower; multiplying by powers of two moves them and leaves the rounding to the adder.
-EEG_GAN_INLINE float widened(Half x) {
-  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
-  const float finite = as_float(magnitude) * 0x1p112f;
-  const uint32_t special = as_bits(finite) | 0x7f800000;
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
-  return as_float(sign | ((x.bits & 0x7c00) == 0x7c00 ? special : as_bits(finite)));
-}
-EEG_GAN_INLINE void narrowed(float x, Half* to) {
-  const uint32_t bits = as_bits(x) & 0x7fffffff, sign = (as_bits(x) >> 16) & 0x8000;
-  const uint32_t normal = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
-  const uint32_t small = as_bits(as_float(bits) + 0.5f) - 0x3f000000;  // below 2^-14: units of 2^-24
-  uint32_t half = bits < 0x38800000 ? small : normal;
-  half = bits >= 0x477ff000 ? 0x7c00 : half;  // from 65520 on
-  half = bits > 0x7f800000 ? 0x7e00 : half;
-  to->bits = uint16_t(half | sign);
-}
-
-template <class H>
-EEG_GAN_INLINE void widen_loop(const H* __restrict from, float* __restrict to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = widened(from[i]);
-}
-template <class H>
-EEG_GAN_INLINE void narrow_loop(const float* __restrict from, H* __restrict to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) narrowed(from[i], &to[i]);
-}
-EEG_GAN_CLONES void widen(const Bfloat16* from, float* to, int64_t n) { widen_loop(from, to, n); }
-EEG_GAN_CLONES void widen(const Half* from, float* to, int64_t n) { widen_loop(from, to, n); }
-EEG_GAN_CLONES void narrow(const float* from, Bfloat16* to, int64_t n) { narrow_loop(from, to, n); }
-EEG_GAN_CLONES void narrow(const float* from, Half* to, int64_t n) { narrow_loop(from, to, n); }
-
-template <class T>
-struct Computing { using Type = float; };
-template <>
-struct Computing<double> { using Type = double; };
-
-// A chunk in the computing type: itself, or a copy in `buffer`.
-template <class T, class C>
-const C* chunk_of(const T* from, C* buffer, int64_t n) {
-  if constexpr (std::is_same_v<T, C>) return from;
-  else {
-    widen(from, buffer, n);
-    return buffer;
-  }
-}
-
-// Copies past the caches, and fetches meanwhile what lies as far behind `next` and `also`, if they are given.
-void stream_out(const void* from, void* to, int64_t bytes, const void* next, const void* also) {
-#if defined(__SSE2__)
-  if ((uintptr_t(to) | uintptr_t(bytes)) % 16 == 0) {
-    const auto* p = static_cast<const __m128i*>(from);
-    auto* q = static_cast<__m128i*>(to);
-    for (int64_t i = 0; i < bytes / 16; ++i) {
-      _mm_stream_si128(q + i, _mm_load_si128(p + i));
-      if (i % 4) continue;
-      if (next) _mm_prefetch(static_cast<const char*>(next) + bytes + i * 16, _MM_HINT_T1);
-      if (also) _mm_prefetch(static_cast<const char*>(also) + bytes + i * 16, _MM_HINT_T1);
-    }
-    return;
-  }
-#endif
-  std::memcpy(to, from, bytes);
-}
-void end_of_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
-// --- Sums
-
-template <class C>
-EEG_GAN_INLINE C sum_loop(const C* v, int64_t n) {
-  constexpr int LANES = 32;  // independent sums, so that the compiler may use vectors
-  C lanes[LANES] = {};
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES)
-    for (int j = 0; j < LANES; ++j) lanes[j] += v[i + j];
-  C rest = 0;
-  for (; i < n; ++i) rest += v[i];
-  for (int width = LANES / 2; width; width /= 2)
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  return lanes[0] + rest;
-}
-EEG_GAN_CLONES float sum_of(const float* v, int64_t n) { return sum_loop(v, n); }
-double sum_of(const double* v, int64_t n) { return sum_loop(v, n); }
-
-template <class C>
-EEG_GAN_INLINE void add_rows_loop(const C* __restrict v, int64_t rows, int64_t width, C* __restrict row,
-                                  double* __restrict sums) {
-  if (rows == 1) {
-    for (int64_t i = 0; i < width; ++i) sums[i] += v[i];
-    return;
-  }
-  for (int64_t i = 0; i < width; ++i) row[i] = v[i];
-  for (int64_t r = 1; r < rows; ++r)
-    for (int64_t i = 0; i < width; ++i) row[i] += v[r * width + i];
-  for (int64_t i = 0; i < width; ++i) sums[i] += row[i];
-}
-EEG_GAN_CLONES void add_rows(const float* v, int64_t rows, int64_t width, float* row, double* sums) {
-  add_rows_loop(v, rows, width, row, sums);
-}
-void add_rows(const double* v, int64_t rows, int64_t width, double* row, double* sums) {
-  add_rows_loop(v, rows, width, row, sums);
-}
 
 // --- Cutting the tensor into units
 
@@ -396,8 +191,8 @@ void run_on_cpu(int op, int type, const BiasActLayout& layout, const ActForm& fo
   switch (type) {
     case BIAS_ACT_FLOAT: return whole<float>(op, layout, form, t);
     case BIAS_ACT_DOUBLE: return whole<double>(op, layout, form, t);
-    case BIAS_ACT_BFLOAT16: return whole<Bfloat16>(op, layout, form, t);
-    default: return whole<Half>(op, layout, form, t);
+    case BIAS_ACT_BFLOAT16: return whole<BFloat16>(op, layout, form, t);
+    default: return whole<Float16>(op, layout, form, t);
   }
 }
 
@@ -466,13 +261,13 @@ double limit_of(const Tensor& t, double clamp, bool by_x) {
   if (clamp < 0 || t.scalar_type() == ScalarType::Double) return clamp;
   if (t.scalar_type() == ScalarType::Float) return float(clamp);
   const bool brain = t.scalar_type() == ScalarType::BFloat16;
-  Bfloat16 b;
-  Half h;
-  narrowed(float(clamp), &b);
-  narrowed(float(clamp), &h);
-  const double limit = brain ? widened(b) : widened(h);
+  BFloat16 b;
+  Float16 h;
+  store(&b, float(clamp));
+  store(&h, float(clamp));
+  const double limit = brain ? load(b) : load(h);
   if (!by_x || limit == 0 || limit == INFINITY) return limit;
-  return (limit + (brain ? widened(Bfloat16{uint16_t(b.bits - 1)}) : widened(Half{uint16_t(h.bits - 1)}))) / 2;
+  return (limit + (brain ? load(BFloat16{uint16_t(b.bits - 1)}) : load(Float16{uint16_t(h.bits - 1)}))) / 2;
 }
 
 const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }

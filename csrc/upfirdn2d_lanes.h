@@ -1,5 +1,5 @@
 // The case of the networks on a CPU: float32, channels_last, four separable taps, up or down by two or neither. Included
-// once per instruction set, inside a namespace and under a target of its own (upfirdn2d.cpp), which define LANES and
+// once per instruction set, inside a namespace and under a target of its own (upfirdn2d_sets.h), which define LANES and
 // STREAM; hence no guard.
 //
 // Two output rows are made together, which share input rows, and in the order of memory, pixel by pixel with all

@@ -13,7 +13,9 @@ struct LineJob {
   float* memory;                 // column 0 of the first line; column `left` is aligned
 };
 
-constexpr int64_t AHEAD = 1024;  // values: what follows in memory is wanted soon, and asked for already
+// Memory is asked for the next block's rows, and as many values more, while the lines of this one are filtered: else it
+// would have nothing to do meanwhile.
+constexpr int64_t AHEAD = 1024;
 
 template <int TAPS>
 inline __attribute__((always_inline)) void sum_rows(const float* const* rows, const float* w, float* to, int64_t n) {
@@ -21,7 +23,6 @@ inline __attribute__((always_inline)) void sum_rows(const float* const* rows, co
     Lanes sum = w[0] * load(rows[0] + i);
     for (int k = 1; k < TAPS; ++k) sum += w[k] * load(rows[k] + i);
     store(to + i, sum);
-    for (int k = TAPS / 2; k < TAPS; ++k) __builtin_prefetch(rows[k] + i + AHEAD);
   };
   if (n < LANES) {
     for (int64_t i = 0; i < n; ++i) {
@@ -90,12 +91,17 @@ template <bool PAST>
 void plane_rows(const LineJob& line, int64_t plane, int64_t y_begin, int64_t y_end) {
   const LanesJob& job = *line.job;
   const int64_t n = job.out_width, phase = job.phase_x[0];
+  const float* x = job.x + plane * job.height * job.width;
+  const int64_t block = line.lines * job.down / job.up, per_row = job.width * job.down / job.up;  // of the input
   float* out = job.out + (plane * job.out_height + y_begin) * n;
   for (int64_t y = y_begin; y < y_end; y += line.lines) {
     const int64_t end = std::min(y + line.lines, y_end);
-    sum_to_lines(line, job.x + plane * job.height * job.width, y, end);
+    sum_to_lines(line, x, y, end);
     const float* t = line.memory;
+    const float* next = x + (job.first_y[y] + block) * job.width + AHEAD;
     for (int64_t m = y; m < end; ++m, t += line.pitch, out += n) {
+      for (const float* p = next; p < next + per_row; p += 16) __builtin_prefetch(p, 0, 2);
+      next += per_row;
       if (job.up == 2) twice_as_wide<PAST>(t, job.wx[phase], job.wx[1 - phase], 1 - phase, out, n);
       else if (job.down == 2) half_as_wide<PAST>(t, job.wx[0], out, n);
       else as_wide<PAST>(t, job.wx[0], out, n);

@@ -231,7 +231,12 @@ def _taps(f: Tensor) -> tuple[int, int]:
 
 
 def _pair(value, name: str) -> tuple[int, int]:
-    x, y = (value, value) if isinstance(value, int) else value
+    if isinstance(value, int):
+        x = y = value
+    elif isinstance(value, Sequence) and len(value) == 2:
+        x, y = value
+    else:
+        raise ValueError(f"upfirdn2d: {name} is one number or (x, y); got {value}")
     if x < 1 or y < 1:
         raise ValueError(f"upfirdn2d: {name} is at least 1; got {value}")
     return x, y
@@ -240,12 +245,10 @@ def _pair(value, name: str) -> tuple[int, int]:
 def _four(padding) -> tuple[int, int, int, int]:
     if isinstance(padding, int):
         return (padding,) * 4
-    if len(padding) == 2:
-        return padding[0], padding[0], padding[1], padding[1]
-    if len(padding) != 4:
+    if not isinstance(padding, Sequence) or len(padding) not in (2, 4):
         raise ValueError(f"upfirdn2d: padding is one number, (x, y) or (x0, x1, y0, y1); got {padding}")
-    x0, x1, y0, y1 = padding
-    return x0, x1, y0, y1
+    x0, *_, y1 = padding
+    return (x0, x0, y1, y1) if len(padding) == 2 else tuple(padding)
 
 
 def _added(pads, padding) -> tuple[int, ...]:

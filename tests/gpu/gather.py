@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def gather(work: Path) -> dict:
     parts = {}
-    for name in ("build", "tests", "bench"):
+    for name in ("build", "tests", "step", "bench"):
         if not (work / f"{name}.end").exists():
             parts[name] = {"code": None}  # not ended
             continue
@@ -28,14 +28,14 @@ def gather(work: Path) -> dict:
             parts[name]["said"] = (work / f"{name}.log").read_text()[-3000:]
     tests = work / "tests.jsonl"
     rows = [json.loads(line) for line in tests.read_text().splitlines()] if tests.exists() else []
-    bench = work / "bench.json"
     return {
         "machine": machine(),
         "library": read(ROOT / "eeg_gan/_C.json"),
         "parts": parts,
         "counts": dict(Counter(row["outcome"] for row in rows)),
         "tests": rows,
-        "bench": read(bench),
+        "step": read(work / "step.json"),
+        "bench": read(work / "bench.json"),
     }
 
 

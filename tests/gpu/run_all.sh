@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the kernels for the GPU of this machine, runs every GPU test and the bench of the operators, within 8 minutes,
-# and writes one JSON into $OUT, or tests/bench/results, again after each part, so that a run cut short leaves it too.
+# Builds the kernels for the GPU of this machine, runs every GPU test and the benches of the training step (with CUDA
+# graphs too) and of the operators, within 8 minutes, and writes one JSON into $OUT, or tests/bench/results, again after
+# each part, so that a run cut short leaves it too.
 # A part that fails or takes too long does not end the others; it makes the exit code 1.
 # PYTHON names a Python that has torch; --anyway goes through without a GPU, where the tests skip.
 set -uo pipefail
@@ -47,9 +48,15 @@ if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
 if torch.cuda.is_available(): print("%d.%d" % torch.cuda.get_device_capability())')
 fi
 export TORCH_CUDA_ARCH_LIST EEG_GAN_RESULTS=$work/tests.jsonl
-part build "$(left 230)" "$python" setup.py -q build_ext --inplace
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # the package need not be installed
+part build "$(left 270)" "$python" setup.py -q build_ext --inplace
 # Neither the settings nor the fixtures of the other tests: they need packages that a GPU machine may lack.
-part tests "$(left 130)" env PYTHONPATH="tests/gpu${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest -q -o addopts= \
+part tests "$(left 190)" env PYTHONPATH="tests/gpu:$PYTHONPATH" "$python" -m pytest -q -o addopts= \
   --confcutdir=tests/gpu -p gpu_plugin tests/gpu
+if PYTHONPATH="tests/bench:$PYTHONPATH" "$python" -c 'import gan_step' 2> "$work/missing"; then
+  part step "$(left 110)" "$python" tests/bench/gan_step.py --sizes 64 128 --seconds 12 --json "$work/step.json"
+else
+  echo "the training step is left out, as it needs the whole package: $(tail -n 1 "$work/missing")"
+fi
 part bench "$(left 20)" "$python" tests/bench/ops.py --json "$work/bench.json"
 exit $ended

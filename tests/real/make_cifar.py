@@ -11,7 +11,6 @@ of test pictures. OUT also gets resnet56.safetensors and squeezenet.safetensors,
 import argparse
 import csv
 import logging
-import os
 import sys
 import tarfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from real_data import add_option, located
 from safetensors.torch import save_file
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,26 +34,14 @@ log = logging.getLogger("make_cifar")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--data", default=os.environ.get("EEG_GAN_REAL_DATA"), help="default: $EEG_GAN_REAL_DATA")
+    add_option(parser)
     most = HELD["train"] - N_VAL
     parser.add_argument("--per-class", type=int, default=most, help=f"training pictures of a class, default {most}")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures")
     args = parser.parse_args(argv)
     if not 1 <= args.per_class <= most:
         sys.exit(f"--per-class is 1 to {most}, as validation takes {N_VAL} of {HELD['train']}; got {args.per_class}")
-    make(args.out, inputs(args.data), args.per_class, args.seed)
-
-
-def inputs(data: str | None) -> dict[str, Path]:
-    """The files of the data folder; leaves with a message where one is missing."""
-    if not data:
-        sys.exit("the folder with the data is not named; set EEG_GAN_REAL_DATA, or give --data FOLDER")
-    files = ARCHIVES | JUDGES
-    paths = {name: Path(data) / file for name, file in files.items()}
-    for path in paths.values():
-        if not path.is_file():
-            sys.exit(f"{path}: no such file; the folder needs {', '.join(files.values())}")
-    return paths
+    make(args.out, located(args.data, ARCHIVES | JUDGES), args.per_class, args.seed)
 
 
 def make(out: Path, paths: dict[str, Path], per_class: int, seed: int) -> None:

@@ -10,7 +10,6 @@ sitting of subjects 1 and 2 the validation split. OUT also gets resnet56.safeten
 import argparse
 import csv
 import logging
-import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from real_data import add_option, located
 from safetensors.torch import save_file
 
 RATE = 250  # Hz
@@ -42,21 +42,10 @@ log = logging.getLogger("make_ssvep_cifar")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--data", default=os.environ.get("EEG_GAN_REAL_DATA"), help="default: $EEG_GAN_REAL_DATA")
+    add_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures")
     args = parser.parse_args(argv)
-    make(args.out, inputs(args.data), args.seed)
-
-
-def inputs(data: str | None) -> dict[str, Path]:
-    """The files of the data folder; leaves with a message where one is missing."""
-    if not data:
-        sys.exit("the folder with the data is not named; set EEG_GAN_REAL_DATA, or give --data FOLDER")
-    paths = {name: Path(data) / file for name, file in FILES.items()}
-    for path in paths.values():
-        if not path.is_file():
-            sys.exit(f"{path}: no such file; the folder needs {', '.join(FILES.values())}")
-    return paths
+    make(args.out, located(args.data, FILES), args.seed)
 
 
 def make(out: Path, paths: dict[str, Path], seed: int) -> None:

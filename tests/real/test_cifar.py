@@ -45,11 +45,12 @@ def test_few_pictures_are_among_many_and_the_rest_is_the_same(script):
     assert all(image.startswith("images/test/") for image in images(many, "test"))
 
 
-def test_missing_data_and_impossible_counts_are_named(script, tmp_path):
+def test_missing_data_and_impossible_counts_are_named(script, tmp_path, monkeypatch):
+    monkeypatch.delenv("EEG_GAN_REAL_DATA", raising=False)
     with pytest.raises(SystemExit, match="set EEG_GAN_REAL_DATA"):
-        script.inputs(None)
+        script.main([str(tmp_path)])
     with pytest.raises(SystemExit, match="cifar10_jpeg_train.tar.gz: no such file"):
-        script.inputs(str(tmp_path))
+        script.main([str(tmp_path), "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="--per-class is 1 to 4900"):
         script.main([str(tmp_path), "--data", "x", "--per-class", "4901"])
 

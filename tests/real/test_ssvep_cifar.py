@@ -90,8 +90,9 @@ def test_windows_outside_train_do_not_overlap(prepared):
         assert min(np.diff(sorted(own)).min() for own in onsets.values()) >= hop - 1e-9
 
 
-def test_missing_data_are_named(script, tmp_path):
+def test_missing_data_are_named(script, tmp_path, monkeypatch):
+    monkeypatch.delenv("EEG_GAN_REAL_DATA", raising=False)
     with pytest.raises(SystemExit, match="set EEG_GAN_REAL_DATA"):
-        script.inputs(None)
+        script.main([str(tmp_path)])
     with pytest.raises(SystemExit, match="ssvep5_2ch.npz: no such file"):
-        script.inputs(str(tmp_path))
+        script.main([str(tmp_path), "--data", str(tmp_path)])
