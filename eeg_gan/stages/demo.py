@@ -40,8 +40,8 @@ class Config:
     images_per_class: int = 500  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 80_000  # trials for stage 1
-    align_images: int = 60_000  # trials for stage 2
+    encode_images: int = 12_000  # trials for stage 1
+    align_images: int = 40_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 90_000  # images for stage 3
     judge_steps: int = 1200  # of the classifier that judges generated pictures
@@ -113,6 +113,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "audit": seed,
         "encode": {
             "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True, "readout": True},
+            "ridge": 3.0,
             "triplet": {"mining": "semi_hard"},
             "mix": 1.0,
             "augment": augment,
@@ -127,6 +128,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "align": {
             "encoder": "{run_dir}/encode",
             "tower": tower,
+            "ridge": 3.0,
             "augment": augment,
             "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
