@@ -32,6 +32,7 @@ HELPERS = {
     "report_retrieval",
     "reproducing",
     "tower_cache",
+    "beside",
     "gan_presets",
     "generate_draw",
     "generate_prior",

@@ -21,17 +21,25 @@ def noisy(n, noise, seed=0):
 def test_left_out_trials_are_predicted_as_a_second_fit_without_them_would():
     x, t, _ = noisy(40, noise=2.0)
     weights, unseen, strength = ridge(x, t)
-    x, t = x.double(), t.double()
-    x, t = (x - x.mean(0)) / x.std(0), t - t.mean(0)
+    x, t = x.double() / x.double().std(0), t.double()
     penalty = len(x) * strength * torch.eye(12, dtype=torch.float64)
+
+    def fit(rows):
+        inner, outer = x[rows] - x[rows].mean(0), t[rows] - t[rows].mean(0)
+        return torch.linalg.solve(inner.T @ inner + penalty, inner.T @ outer)
+
     for i in (0, 17, 39):
         others = torch.arange(40) != i
-        again = torch.linalg.solve(x[others].T @ x[others] + penalty, x[others].T @ t[others])
-        torch.testing.assert_close(unseen[i].double(), x[i] @ again, atol=1e-4, rtol=1e-4)
-    whole = torch.linalg.solve(x.T @ x + penalty, x.T @ t)
-    torch.testing.assert_close(
-        weights.double() * noisy(40, 2.0)[0].double().std(0)[:, None], whole, atol=1e-4, rtol=1e-4
-    )
+        predicted = t[others].mean(0) + (x[i] - x[others].mean(0)) @ fit(others)
+        torch.testing.assert_close(unseen[i].double() + t.mean(0), predicted, atol=1e-4, rtol=1e-4)
+    scale = noisy(40, noise=2.0)[0].double().std(0)[:, None]
+    torch.testing.assert_close(weights.double() * scale, fit(torch.arange(40) >= 0), atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_trials_than_values_explain_nothing_where_there_is_nothing():
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(60, 200, generator=generator), torch.randn(60, 3, generator=generator)
+    assert fitted(x, t, "S1", 1.0)[1] < 0.05
 
 
 def test_more_noise_is_met_by_more_strength():

@@ -17,10 +17,11 @@ LEAST = 8  # trials of a subject
 
 
 def ridge(x_NP: Tensor, target_ND: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Weights [P, D] from EEG to targets, the centred targets as predicted leave-one-out [N, D], and the strength.
+    """Weights [P, D] from EEG to targets, the targets less their mean as predicted leave-one-out [N, D], the strength.
 
     Values and targets are centred, values scaled to unit variance for the penalty; the weights are for unscaled EEG,
-    without an intercept: as directions of features, what all trials share says nothing.
+    without an intercept: as directions of features, what all trials share says nothing. Means count as fitted: left
+    out without that, a centred trial is minus the sum of the others, which says its target.
     """
     x, t = x_NP.double(), target_ND.double()
     spread = x.std(0).clamp(min=1e-6)
@@ -30,7 +31,7 @@ def ridge(x_NP: Tensor, target_ND: Tensor) -> tuple[Tensor, Tensor, float]:
     found = []
     for strength in STRENGTHS:
         gain = 1 / (variance.clamp(min=0) + strength)
-        leverage = (along.square() @ gain / len(x)).clamp(max=1 - 1e-6)
+        leverage = (1 / len(x) + along.square() @ gain / len(x)).clamp(max=1 - 1e-6)  # 1 / N is the mean's
         left = (t - along @ (gain[:, None] * shared)) / (1 - leverage)[:, None]
         found.append((float(left.square().mean()), strength, gain, left))
     _, strength, gain, left = min(found, key=lambda each: each[0])
