@@ -124,7 +124,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
     """The pipeline of the demo, in the form in which a YAML names it."""
     seed = {"seed": config.seed}
     draw = {"gan": "{run_dir}/gan", "psi": 0.5, **seed}
-    prior = {"features": "{run_dir}/embed_image2eeg", "temperature": 0.05}
+    prior = {"features": "{run_dir}/embed_image2eeg", "measured": "{run_dir}/embed", "temperature": 1.0}
     own = {"features": "{run_dir}/embed", "prior": prior, **draw}
     tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
     augment = {"shift": 2, "noise": 0.2, "drop": 0.05, "scale": 0.2}

@@ -123,7 +123,7 @@ def run(config: Config) -> None:
         prior = None
         if config.prior.features is not None:
             prior = generate_prior.known(config, state, generator.c_dim)
-            files.append(Path(config.prior.features) / "features.json")
+            files += config.prior.read
             rt.reads(("train",))
         rt.inputs(files, gan=digest, **source.digests)
         rt.reads(source.splits)
@@ -131,7 +131,7 @@ def run(config: Config) -> None:
         rt.confounded(state["data"]["confounded"])
         keys, conditions = chosen(config, source)
         if prior is not None:
-            conditions = generate_prior.expected(conditions.cpu(), prior, config.prior.temperature)
+            conditions = prior.expected(conditions.cpu())
         generator.to(rt.device)
         about = {**described(config, state), "conditions_of": source.of, "gan_digest": digest}
         rt.finish(KINDS[config.kind](rt, config, generator, keys, conditions, about))

@@ -172,6 +172,9 @@ def test_image2eeg_features_can_be_generated(tmp_path, runs):
         assert cli.main(["generate", debug("generate"), *given, *words, f"run_dir={tmp_path}/t{len(words)}"]) == 0
     alike, apart = (len({f.read_bytes() for f in (tmp_path / t / "images").iterdir()}) for t in ("t1", "t0"))
     assert alike == 1 < apart
+    given = [*commands(runs)["generate"], f"prior.features={tmp_path}/e", f"prior.measured={runs}/embed", "limit=4"]
+    assert cli.main(["generate", debug("generate"), *given, f"run_dir={tmp_path}/m"]) == 0
+    assert f"{runs}/embed/features.json" in json.loads((tmp_path / "m" / "run.json").read_text())["files"]
 
 
 def test_a_done_stage_is_not_done_again(runs, caplog):
