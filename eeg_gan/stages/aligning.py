@@ -103,8 +103,8 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
     if config.ridge is not None:
         if not start.config.readout:
             raise UserError(
-                f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; set "
-                "encoder.readout=true there, or ridge=null here"
+                f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; "
+                "set encoder.readout=true there, or ridge=null here"
             )
         readout.freeze(encoder)
     projection = ProjectionHead(tower.dim, start.config.dim)

@@ -166,7 +166,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "align": {
             "encoder": "{run_dir}/encode",
             "tower": tower,
-            "ridge": 3.0,
+            "ridge": 1.5,
             "augment": augment,
             "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
