@@ -32,6 +32,8 @@ def fit(encoder: SubjectEncoder, train: Reader, target_ND: Tensor, length: float
         weights, explained, strength = fitted(pooled, target_ND[trials], name, length)
         encoder.add_to_readout(name, weights.to(encoder.readout[number].device))
         said.append(f"{name} {explained:.3f} ({strength:g})")
+        if explained <= 0:
+            log.warning("the linear map of %s explains nothing of unseen trials: more trials, or ridge=null", name)
     log.info("linear maps, R^2 of unseen trials (strength): %s", ", ".join(said))
 
 
