@@ -18,6 +18,7 @@ from eeg_gan.losses.contrastive import ContrastiveConfig, contrastive
 from eeg_gan.metrics.retrieval import ranks, ranks_of_answers, top_k
 from eeg_gan.models.eeg import EncoderConfig, load_pretrained
 from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
+from eeg_gan.stages import readout
 from eeg_gan.stages.aligning import Aligner, Pictures, build, stage1, warn_of_random
 from eeg_gan.stages.loading import about_data, encode_split, layers_of, open_shards
 from eeg_gan.training import checkpoint, optim, runtime
@@ -37,6 +38,9 @@ class Config:
     )
     tower: TowerConfig = field(default_factory=TowerConfig)
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    ridge: float | None = (
+        None  # with encoder.readout: adds ridge regressions on the pictures to the maps, features so long; they stay
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     batch: int = 256  # trials in the global batch; each is the negative of the others
@@ -52,6 +56,8 @@ class Config:
             raise ValueError(f"batch must hold a pair and a negative, so it is 2 or more; got {self.batch}")
         if self.learn == "map" and (self.encoder is None or self.from_scratch):
             raise ValueError("learn=map maps the feature of a trained encoder; set encoder to a run_dir of encode")
+        if self.ridge is not None and not (self.ridge > 0 and self.tower.frozen and self.learn == "all"):
+            raise ValueError("ridge is a length of features, above 0; it needs tower.frozen=true and learn=all")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -79,6 +85,8 @@ def run(config: Config) -> None:
         if images == 0 and config.encoder is None:
             load_pretrained(model.encoder, config.architecture)
         best = state.get("best")
+        if images == 0 and config.ridge is not None:
+            readout.fit(model.encoder, train, pictures["train"].projected(model.projection), config.ridge)
         rt.start_log(images)
         rt.confounded(shards.confounded)
         net, optimiser = rt.accelerator.prepare(model, optimiser)

@@ -13,9 +13,11 @@ from eeg_gan.losses.contrastive import LogitScale, logit_scale
 from eeg_gan.models.eeg import EncoderConfig
 from eeg_gan.models.heads import MappedEncoder, ProjectionHead
 from eeg_gan.models.image_tower import ImageTower, TowerConfig
+from eeg_gan.stages import readout
 from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, subjects_of, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import runtime
+from eeg_gan.training.inference import evaluating
 
 log = logging.getLogger("eeg_gan")
 
@@ -59,6 +61,13 @@ class Pictures:
         """What the model reads for a batch: embeddings [B, E], or the pictures themselves."""
         return data["image"] if self.embeddings is None else self.embeddings[self.numbers[data["index"]]]
 
+    @torch.no_grad()
+    def projected(self, projection: ProjectionHead) -> Tensor:
+        """[N, dim] where the picture of each trial lies in the common space, of a frozen tower."""
+        with evaluating(projection) as net:
+            device = next(net.parameters()).device
+            return net(self.embeddings.to(device)).cpu()[self.numbers]
+
 
 def warn_of_random(tower: TowerConfig) -> None:
     """A frozen tower without weights is fixed noise: better than nothing on plain pictures, and never what is meant."""
@@ -91,6 +100,13 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
     encoder = start.module
     if config.encoder is None or config.from_scratch:
         encoder = new_encoder(start.config, shards, start.state.get("subjects", ()))
+    if config.ridge is not None:
+        if not start.config.readout:
+            raise UserError(
+                f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; "
+                "set encoder.readout=true there, or ridge=null here"
+            )
+        readout.freeze(encoder)
     projection = ProjectionHead(tower.dim, start.config.dim)
     scale = logit_scale(config.loss)
     if config.learn == "map":

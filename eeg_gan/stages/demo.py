@@ -3,7 +3,6 @@
 import json
 import logging
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from eeg_gan.data.loader import LoaderConfig, Reader
 from eeg_gan.metrics.statistics import record
 from eeg_gan.ops import computes_bfloat16
 from eeg_gan.stages import demo_models, pipeline
+from eeg_gan.stages.beside import Beside, Work
 from eeg_gan.stages.loading import open_shards, read_generated
 from eeg_gan.training import runtime
 from eeg_gan.training.checkpoint import write_json
@@ -32,6 +32,15 @@ LINES = (  # what the demo prints at the end: metric, what it is
     ("generate/class_accuracy_real", "  the same for real held-out pictures"),
 )
 
+LANES = (  # groups of steps one after the other; lanes of a group, which need nothing of one another, side by side
+    (("prepare",),),
+    (("tower",), ("encode", "embed_triplet", "audit")),
+    (("align", "embed", "image2eeg", "embed_image2eeg"), ("classifier",)),
+    (("gan",),),
+    (("generate", "generate_shuffled", "generate_image2eeg", "evaluate", "report"),),
+)
+RANKS = (("gan",),)  # the group whose step several processes share
+
 
 @dataclass(frozen=True)
 class Config:
@@ -40,12 +49,13 @@ class Config:
     images_per_class: int = 500  # different images of each of the 10 classes
     subjects: int = 4  # simulated persons; each sees every image once
     class_means: bool = True  # false takes class means out of the simulated responses: a control
-    encode_images: int = 80_000  # trials for stage 1
-    align_images: int = 60_000  # trials for stage 2
+    encode_images: int = 12_000  # trials for stage 1
+    align_images: int = 40_000  # trials for stage 2
     image2eeg_images: int = 40_000  # trials for stage 4
     gan_images: int = 90_000  # images for stage 3
     judge_steps: int = 1200  # of the classifier that judges generated pictures
     tower_steps: int = 400  # of the image tower
+    processes: Literal[1, 2] = 2  # that work side by side, each with its share of the threads
     seed: int = 0  # of every random draw
 
 
@@ -55,14 +65,11 @@ def run(config: Config) -> None:
         if rt.done:
             _say(run_dir)
             return
-        for step in steps:
-            step()
-            rt.record["peak_memory_gb"] = max(rt.record.get("peak_memory_gb", 0.0), _peak_memory_gb())
-            rt.save_record()
-            rt.check_stop()
+        for lanes in LANES:
+            _run_lanes(rt, [[steps[name] for name in lane] for lane in lanes], ranks=lanes == RANKS)
         metrics = json.loads((run_dir / "evaluate" / "metrics.json").read_text())
         metrics["demo/lda_accuracy"] = metrics.pop("lda/accuracy")
-        metrics["demo/seconds"] = record(max(rt.seconds, _seconds_of_stages(run_dir)))
+        metrics["demo/seconds"] = record(max(rt.seconds, _seconds_of_stages(run_dir, config.processes)))
         metrics["demo/peak_memory_gb"] = record(rt.record["peak_memory_gb"])
         write_json(run_dir / "metrics.json", metrics)
         write_pairs(run_dir)
@@ -70,24 +77,55 @@ def run(config: Config) -> None:
         _say(run_dir)
 
 
-def plan(config: Config) -> list[Callable[[], None]]:
-    """Every step in order, its config checked before the first one runs."""
-    steps = {
-        step.name: (lambda step=step: step.module.run(step.config))
-        for step in pipeline.resolve(config.run_dir, stages(config))
-    }
+def plan(config: Config) -> dict[str, Work]:
+    """Every step by name, its config checked before the first one runs."""
+    steps = pipeline.resolve(config.run_dir, stages(config))
     loader = LoaderConfig(index=f"{config.run_dir}/prepare/index.json")
     judge = demo_models.JudgeConfig(f"{config.run_dir}/classifier", loader, config.judge_steps, seed=config.seed)
     tower = demo_models.TowerTraining(f"{config.run_dir}/tower", loader, config.tower_steps, seed=config.seed)
-    own = [lambda: demo_models.train_judge(judge), lambda: demo_models.train_tower(tower)]
-    names = list(steps)
-    return [steps[name] for name in names[:2]] + own + [steps[name] for name in names[2:]]
+    own = {"classifier": (demo_models.train_judge, judge), "tower": (demo_models.train_tower, tower)}
+    return {step.name: (step.module.run, step.config) for step in steps} | own
+
+
+def _run_lanes(rt: runtime.Runtime, lanes: list[list[Work]], ranks: bool) -> None:
+    """The first lane in this process, the others each beside it; or the only step by several ranks."""
+    processes = rt.config.processes
+    if processes == 1:
+        return _run_here(rt, [step for lane in lanes for step in lane])
+    threads = torch.get_num_threads()
+    each = max(threads // processes, 1)
+    beside = lanes[1:] if not ranks else lanes * processes
+    with Beside(beside, rt.name, each, ranks) as side:
+        try:
+            torch.set_num_threads(each if beside else threads)
+            _run_here(rt, [] if ranks else lanes[0])
+            side.join(lambda: rt.flag.signal is not None)
+        finally:
+            torch.set_num_threads(threads)
+    _note_memory(rt, len(beside))
+    rt.check_stop()
+
+
+def _run_here(rt: runtime.Runtime, steps: list[Work]) -> None:
+    for work, config in steps:
+        work(config)
+        _note_memory(rt, 0)
+        rt.check_stop()
+
+
+def _note_memory(rt: runtime.Runtime, beside: int) -> None:
+    """The most that all processes can have held at once, from the most that each of them held."""
+    own, largest = (resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    rt.record["peak_memory_gb"] = max(rt.record.get("peak_memory_gb", 0.0), own + beside * largest)  # from kilobytes
+    rt.save_record()
 
 
 def stages(config: Config) -> dict[str, dict[str, Any]]:
     """The pipeline of the demo, in the form in which a YAML names it."""
     seed = {"seed": config.seed}
     draw = {"gan": "{run_dir}/gan", "psi": 0.5, **seed}
+    prior = {"features": "{run_dir}/embed_image2eeg", "measured": "{run_dir}/embed", "temperature": 1.0}
+    own = {"features": "{run_dir}/embed", "prior": prior, **draw}
     tower = {"model": "{run_dir}/tower/model.json", "pretrained": "{run_dir}/tower/weights.safetensors"}
     augment = {"shift": 2, "noise": 0.2, "drop": 0.05, "scale": 0.2}
     simulated = {
@@ -113,6 +151,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "audit": seed,
         "encode": {
             "encoder": {"name": "erp", "dim": 64, "filters": 64, "subjects": True, "readout": True},
+            "ridge": 3.0,
             "triplet": {"mining": "semi_hard"},
             "mix": 1.0,
             "augment": augment,
@@ -127,6 +166,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
         "align": {
             "encoder": "{run_dir}/encode",
             "tower": tower,
+            "ridge": 1.5,
             "augment": augment,
             "batch": 200,
             "optim": {"lr": 1e-3, "schedule": "cosine", "weight_decay": 0.05},
@@ -162,8 +202,8 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "checkpoint_every": max(config.gan_images // 5, 1),
             **seed,
         },
-        "generate": {"features": "{run_dir}/embed", **draw},
-        "generate_shuffled": {"verb": "generate", "features": "{run_dir}/embed", "condition": "shuffled", **draw},
+        "generate": own,
+        "generate_shuffled": {"verb": "generate", "condition": "shuffled", **own},
         "generate_image2eeg": {"verb": "generate", "features": "{run_dir}/embed_image2eeg", **draw},
         "evaluate": {
             "features": "{run_dir}/embed_triplet",
@@ -204,10 +244,8 @@ def _say(run_dir: Path) -> None:
     log.info("figures: %s\nreport:  %s", run_dir / "metrics.json", (run_dir / "report" / "report.html").resolve())
 
 
-def _seconds_of_stages(run_dir: Path) -> float:
-    """Stages keep their time at every save, so that a killed start is not forgotten."""
-    return sum(json.loads(path.read_text())["seconds"] for path in run_dir.glob("*/run.json"))
-
-
-def _peak_memory_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
+def _seconds_of_stages(run_dir: Path, processes: int) -> float:
+    """Stages keep their time at every save, so that a killed start is not forgotten; lanes run at the same time."""
+    seconds = {path.parent.name: json.loads(path.read_text())["seconds"] for path in run_dir.glob("*/run.json")}
+    lanes = [[sum(seconds.get(name, 0.0) for name in lane) for lane in lanes] for lanes in LANES]
+    return sum((sum if processes == 1 else max)(each) for each in lanes)

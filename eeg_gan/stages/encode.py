@@ -22,6 +22,7 @@ from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, load_pretrained
 from eeg_gan.models.heads import ClassifierHead
+from eeg_gan.stages import readout
 from eeg_gan.stages.adapting import adapted, base_digest
 from eeg_gan.stages.loading import (
     about_data,
@@ -56,6 +57,9 @@ class Config:
     )
     triplet: TripletConfig = field(default_factory=TripletConfig)
     supervised_contrastive: SupervisedContrastiveConfig = field(default_factory=SupervisedContrastiveConfig)
+    ridge: float | None = (
+        None  # with encoder.readout: maps are ridge regressions on classes and stay; features so long beside 1; null: 0
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     mix: float = 0.0  # blend each trial with up to this much of another of its class (and subject, if they have layers)
@@ -85,6 +89,15 @@ class Config:
             raise ValueError("mix needs partners of the same class, which a stream cannot fetch; set mix=0")
         if (self.encoder.subjects or self.adapt) and self.loader.mode == "stream":
             raise ValueError("layers of subjects need trials that are known beforehand; set loader.mode=local")
+        if self.ridge is not None and not self.ridge > 0:
+            raise ValueError(
+                f"ridge is the length of a feature beside 1 of the encoder's, so above 0; got {self.ridge}"
+            )
+        if self.ridge is not None and (not self.encoder.readout or self.adapt or self.start_from):
+            raise ValueError(
+                "ridge fits linear maps of a new encoder's subjects; set encoder.readout=true, and neither adapt nor "
+                "start_from"
+            )
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -121,6 +134,9 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
         if images == 0 and not begun_from(config):
             load_pretrained(model.encoder, config.encoder)
+            if config.ridge is not None:
+                codes = readout.class_codes(train.labels, len(shards.card.class_names), config.encoder.dim, config.seed)
+                readout.fit(model.encoder, train, codes, config.ridge)
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
@@ -182,6 +198,8 @@ def build(config: Config, shards: Shards) -> Encoder:
             other = "; ".join(differences(to_dict(begun.config), to_dict(own)))
             raise UserError(f"start_from={config.start_from} has another encoder: {other}; leave encoder out")
         encoder, own = begun.module, begun.config
+    if config.ridge is not None:
+        readout.freeze(encoder)
     head = ClassifierHead(own.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
     return Encoder(encoder, head, own)
 

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eeg_gan.config import UserError
+from eeg_gan.config import UserError, to_dict
 from eeg_gan.data.loader import LoaderConfig
 from eeg_gan.distributed import barrier
 from eeg_gan.models.stylegan2.generator import Generator
+from eeg_gan.stages import generate_prior
 from eeg_gan.stages.generate_draw import check_psi, draw, random_of, rounds
+from eeg_gan.stages.generate_prior import PriorConfig
 from eeg_gan.stages.generate_sheets import check_video, mixtures, save_video, sheet, to_pil, walk
 from eeg_gan.stages.generate_sources import NEEDS, Source, chosen, class_names_of, file_name, open_source
 from eeg_gan.stages.loading import load_generator, spread
@@ -60,6 +62,7 @@ class Config:
     trial: str | None = None  # source=trial: a .npy [electrodes, samples] of one prepared trial
     split: Literal["train", "val", "test"] = "test"  # whose trials are drawn; no label is read
     condition: Literal["own", "shuffled"] = "own"  # shuffled gives each trial another trial's condition, as a control
+    prior: PriorConfig = field(default_factory=PriorConfig)
     ema: int | None = None  # half-life of the average that draws, among gan's ema_half_life and ema_more; null: first
     at: int | None = None  # images of the checkpoint that draws; null: the best, or the newest where none was selected
     per_trial: int = 1  # images per trial, each from its own z
@@ -97,6 +100,8 @@ class Config:
             missing = ["images (a folder) or loader (an index), one of them"]
         if missing:
             raise ValueError(f"source={self.source} needs {' and '.join(missing)}")
+        if self.prior.features is not None and self.source in ("images", "class_means"):
+            raise ValueError(f"source={self.source} has no noise of trials; drop prior.features, which takes it away")
         if self.grid == "classes" and self.source != "class_means":
             if self.loader is None or self.images is not None or self.source == "trial" or self.split == "test":
                 raise ValueError(
@@ -115,11 +120,18 @@ def run(config: Config) -> None:
         source: Source = open_source(config, generator, state, rt.device)
         digest = checkpoint.tensors_digest(generator.state_dict())
         files = [checkpoint.chosen(config.gan, config.at).path / "state.json", *source.files]
+        prior = None
+        if config.prior.features is not None:
+            prior = generate_prior.known(config, state, generator.c_dim)
+            files += config.prior.read
+            rt.reads(("train",))
         rt.inputs(files, gan=digest, **source.digests)
         rt.reads(source.splits)
         rt.start_log()
         rt.confounded(state["data"]["confounded"])
         keys, conditions = chosen(config, source)
+        if prior is not None:
+            conditions = prior.expected(conditions.cpu())
         generator.to(rt.device)
         about = {**described(config, state), "conditions_of": source.of, "gan_digest": digest}
         rt.finish(KINDS[config.kind](rt, config, generator, keys, conditions, about))
@@ -128,7 +140,8 @@ def run(config: Config) -> None:
 def described(config: Config, state: dict) -> dict[str, Any]:
     """What every description of pictures says of how they were made."""
     names = ("gan", "source", "condition", "ema", "psi", "towards", "cutoff", "noise", "seed")
-    given = {name: getattr(config, name) for name in names}
+    prior = None if config.prior.features is None else to_dict(config.prior)
+    given = {**{name: getattr(config, name) for name in names}, "prior": prior}
     return {**given, "gan_images": state["images"], "confounded": state["data"]["confounded"]}
 
 

@@ -163,6 +163,18 @@ def test_image2eeg_features_can_be_generated(tmp_path, runs):
     assert cli.main(embed) == 0
     words = [f"gan={runs}/gan", f"features={tmp_path}/e", f"run_dir={tmp_path}/g"]
     assert cli.main(["generate", debug("generate"), *words]) == 0
+    words = [*commands(runs)["generate"], f"prior.features={tmp_path}/e", "prior.temperature=1e-6", "limit=4"]
+    assert cli.main(["generate", debug("generate"), *words, f"run_dir={tmp_path}/p"]) == 0
+    assert json.loads((tmp_path / "p" / "manifest.json").read_text())["prior"]["features"] == f"{tmp_path}/e"
+    assert json.loads((tmp_path / "p" / "run.json").read_text())["reads"]["train"] >= 1
+    for words in ([], ["prior.temperature=1e6"]):  # with a high temperature every trial has the same condition
+        given = [*commands(runs)["generate"], f"prior.features={tmp_path}/e", "limit=4", "seeds=[1]", "noise=none"]
+        assert cli.main(["generate", debug("generate"), *given, *words, f"run_dir={tmp_path}/t{len(words)}"]) == 0
+    alike, apart = (len({f.read_bytes() for f in (tmp_path / t / "images").iterdir()}) for t in ("t1", "t0"))
+    assert alike == 1 < apart
+    given = [*commands(runs)["generate"], f"prior.features={tmp_path}/e", f"prior.measured={runs}/embed", "limit=4"]
+    assert cli.main(["generate", debug("generate"), *given, f"run_dir={tmp_path}/m"]) == 0
+    assert f"{runs}/embed/features.json" in json.loads((tmp_path / "m" / "run.json").read_text())["files"]
 
 
 def test_a_done_stage_is_not_done_again(runs, caplog):

@@ -62,6 +62,38 @@ def test_layers_are_trained_saved_and_read_by_later_stages(runs, base, tmp_path)
     assert cli.main(["embed", debug("embed"), index, f"encoder={tmp_path}/align", f"run_dir={tmp_path}/embed"]) == 0
 
 
+def test_maps_in_closed_form_stay_and_alignment_adds_the_pictures(runs, tmp_path, capsys):
+    words = [*commands(runs)["encode"], *SUBJECTS, "optim.weight_decay=0.1"]
+    assert encode_debug(tmp_path / "zero", *words, "total_images=16", "optim.lr=1e-12") == 0
+    assert encode_debug(tmp_path / "a", *words, "ridge=3", "stop_after=64") == 75
+    first = maps(tmp_path / "a")
+    assert encode_debug(tmp_path / "a", *words, "ridge=3") == 0
+    assert all(layer.abs().max() < 1e-6 for layer in maps(tmp_path / "zero"))
+    assert all(layer.abs().max() > 0 for layer in first)
+    assert all(torch.equal(layer, old) for layer, old in zip(maps(tmp_path / "a"), first, strict=True))
+    for name, ridge in (("b", "ridge=null"), ("c", "ridge=1.5")):
+        words = [commands(runs)["embed"][0], f"encoder={tmp_path}/a", f"run_dir={tmp_path}/{name}", "optim.lr=1e-12"]
+        assert cli.main(["align", debug("align"), *words, ridge]) == 0
+    aligned, added = maps(tmp_path / "b"), maps(tmp_path / "c")
+    assert all(torch.allclose(new, old, atol=1e-6) for new, old in zip(aligned, first, strict=True))
+    assert all(not torch.allclose(new, old, atol=1e-6) for new, old in zip(added, first, strict=True))
+
+
+@pytest.mark.parametrize("words", [["ridge=0", *SUBJECTS], ["ridge=1", "encoder.subjects=true"]])
+def test_closed_form_needs_maps_and_a_length(runs, tmp_path, capsys, words):
+    assert encode_debug(tmp_path / "x", *commands(runs)["encode"], *words) == 2
+    assert "ridge" in capsys.readouterr().err
+
+
+def encode_debug(run_dir, *words):
+    return cli.main(["encode", debug("encode"), *words, f"run_dir={run_dir}"])
+
+
+def maps(run_dir):
+    tensors = checkpoint.newest(run_dir).tensors["encoder"]
+    return [tensors[name] for name in sorted(tensors) if name.startswith("readout.")]
+
+
 def subjects(index):
     from eeg_gan.data.shards import Shards
     from eeg_gan.stages.loading import subjects_of

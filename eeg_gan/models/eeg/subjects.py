@@ -58,7 +58,7 @@ class SubjectEncoder(nn.Module):
         z_BD = self.encoder(torch.baddbmm(x_BCT, _with_mean(self.mixing)[subject], x_BCT))
         if self.readout is None:
             return z_BD
-        frames_BP = self.dropout(F.adaptive_avg_pool1d(x_BCT, min(FRAMES, x_BCT.shape[2])).flatten(1))
+        frames_BP = self.dropout(frames(x_BCT))
         own_BSD = torch.einsum("bp,spd->bsd", frames_BP, _with_mean(self.readout))
         return F.normalize(z_BD + own_BSD[torch.arange(len(x_BCT), device=x_BCT.device), subject], dim=-1)
 
@@ -75,6 +75,11 @@ class SubjectEncoder(nn.Module):
         places = {name: place for place, name in enumerate(self.names)}
         return torch.tensor([places.get(name, UNKNOWN) for name in names])
 
+    def add_to_readout(self, name: str, weights: Tensor) -> None:
+        """Adds [P, D] to the map of one subject."""
+        with torch.no_grad():
+            self.readout[self.names.index(name)].add_(weights)
+
     def freeze_all_but(self, names: Sequence[str]) -> None:
         """Nothing but the layers of `names` learns; what is frozen stays in evaluation mode."""
         self.requires_grad_(False)
@@ -89,6 +94,11 @@ class SubjectEncoder(nn.Module):
         if self.frozen:
             self.encoder.eval()
         return self
+
+
+def frames(x_BCT: Tensor) -> Tensor:
+    """[B, P] what a subject's linear map reads: means over time of each electrode."""
+    return F.adaptive_avg_pool1d(x_BCT, min(FRAMES, x_BCT.shape[2])).flatten(1)
 
 
 def _with_mean(layers: nn.ParameterList) -> Tensor:
