@@ -138,15 +138,19 @@ def _command(verb: str):
                 f"eeg-gan {verb} needs a config file: eeg-gan {verb} CONFIG.yaml [key=value ...]; "
                 f"`eeg-gan {verb} --help` lists the keys, configs/{verb}/ has examples"
             )
-        try:
-            module = stage(verb)
-            if verify and not hasattr(module, "verify"):
-                raise UserError(f"eeg-gan {verb} has no --verify; leave it out (prepare has one)")
-            (module.verify if verify else module.run)(load(module.Config, path, words))
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        return _carry_out(verb, path, words, verify)
 
     return command
+
+
+def _carry_out(verb: str, path: str | None, words: list[str], verify: bool = False) -> None:
+    try:
+        module = stage(verb)
+        if verify and not hasattr(module, "verify"):
+            raise UserError(f"eeg-gan {verb} has no --verify; leave it out (prepare has one)")
+        (module.verify if verify else module.run)(load(module.Config, path, words))
+    except KeyboardInterrupt:
+        raise Interrupted from None
 
 
 def _reproduce(
@@ -156,11 +160,14 @@ def _reproduce(
     table: str = typer.Option(None, "--table", help="Only this one: 1 is Table 1, 'figure 5' is Figure 5."),
 ) -> None:
     """A paper is a word, as its ledger is a folder of files."""
-    words = [*([paper] if paper else []), *(overrides or []), *([f"table={table}"] if table else [])]
-    if paper and "=" not in paper and not paper.endswith((".yaml", ".yml")):
-        words[0] = f"paper={paper}"
-    first, *rest = words or [None]
-    _command("reproduce")(first, rest, show_help, False)
+    if show_help:
+        return _show_keys("reproduce")
+    words, path = [*(overrides or []), *([f"table={table}"] if table else [])], None
+    if paper is not None and paper.endswith((".yaml", ".yml")) and "=" not in paper:
+        path = paper
+    elif paper is not None:
+        words = [paper if "=" in paper else f"paper={paper}", *words]
+    _carry_out("reproduce", path, words)
 
 
 def _examine_cluster(verb: str, name: str, words: list[str]) -> int:
@@ -187,7 +194,7 @@ def _show_keys(verb: str) -> None:
     table = Table("key", "type", "default", "meaning", title=f"eeg-gan {verb}: {VERBS[verb]}", title_justify="left")
     for key in keys(stage(verb).Config):
         table.add_row(key.name, key.type, key.default, key.meaning)
-    file = "[CONFIG.yaml]" if verb in WITHOUT_FILE else "CONFIG.yaml"
+    file = "[PAPER] [--table N]" if verb == "reproduce" else "[CONFIG.yaml]" if verb in WITHOUT_FILE else "CONFIG.yaml"
     out = Console(width=None if sys.stdout.isatty() else 160)
     out.print(f"eeg-gan {verb} {file} \\[key=value ...]", highlight=False)
     out.print(table)

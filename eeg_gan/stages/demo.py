@@ -209,6 +209,7 @@ def stages(config: Config) -> dict[str, dict[str, Any]]:
             "features": "{run_dir}/embed_triplet",
             "align": "{run_dir}/align",
             "aligned_features": "{run_dir}/embed",
+            "image2eeg_features": "{run_dir}/embed_image2eeg",
             "generated": "{run_dir}/generate",
             "generated_shuffled": "{run_dir}/generate_shuffled",
             "generated_image2eeg": "{run_dir}/generate_image2eeg",
