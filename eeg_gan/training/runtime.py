@@ -20,7 +20,7 @@ from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
 from eeg_gan.ops import library
-from eeg_gan.training import engine, world
+from eeg_gan.training import engine, world, zero
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
@@ -191,6 +191,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
         runtime.record.update(
             verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
         )
+        runtime.record["engine"] = zero.asked(config) or "accelerate"
         if runtime.done:
             log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
         try:

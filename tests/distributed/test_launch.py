@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, debug
+from conftest import ROOT, commands, debug
 
 from eeg_gan.config import UserError
 from eeg_gan.training import world
@@ -63,6 +63,18 @@ def test_two_machines_start_together(tmp_path, runs):
     ]
     assert [process.wait(timeout=280) for process in started] == [0, 0]
     assert processes(tmp_path / "e") == 2
+
+
+@pytest.mark.heavy
+def test_accelerate_may_ask_for_deepspeed(tmp_path, runs):
+    pytest.importorskip("deepspeed", reason="pip install 'eeg-gan[deepspeed]'")
+    path = str(ROOT / "launch" / "deepspeed" / "zero3.json")
+    options = ["--use_deepspeed", "--deepspeed_config_file", path, "--num_processes", "2", "--num_machines", "1"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    given = ["-m", "eeg_gan", "image2eeg", debug("image2eeg"), *commands(runs)["image2eeg"], f"run_dir={tmp_path}/i"]
+    subprocess.run([*accelerate(*options), *given], check=True, timeout=280, env=ENVIRONMENT)
+    record = json.loads((tmp_path / "i" / "run.json").read_text())
+    assert (record["engine"], record["processes"]) == (path, 2)
 
 
 def test_fewer_processes_than_asked_are_an_error(tmp_path, runs):
