@@ -21,9 +21,12 @@ from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
 from eeg_gan.stages import readout
 from eeg_gan.stages.aligning import Aligner, Pictures, build, stage1, warn_of_random
 from eeg_gan.stages.loading import about_data, encode_split, layers_of, open_shards
-from eeg_gan.training import checkpoint, optim, runtime
+from eeg_gan.training import checkpoint, engine, optim, runtime
+from eeg_gan.training.engine import EngineConfig
 from eeg_gan.training.inference import draw_by_library, evaluating, over_all
 from eeg_gan.training.optim import OptimConfig
+
+RATES = ("top1", "top5", "reciprocal_rank", "image_to_eeg_top1")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Config:
         None  # with encoder.readout: adds ridge regressions on the pictures to the maps, features so long; they stay
     )
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     batch: int = 256  # trials in the global batch; each is the negative of the others
     total_images: int = 1_000_000  # trials to train on, over all processes
@@ -89,7 +93,7 @@ def run(config: Config) -> None:
             readout.fit(model.encoder, train, pictures["train"].projected(model.projection), config.ridge)
         rt.start_log(images)
         rt.confounded(shards.confounded)
-        net, optimiser = rt.accelerator.prepare(model, optimiser)
+        net = engine.prepare(rt, model, optimiser)
         layers = layers_of(model.encoder, shards, "train")
 
         with rt.bar(config.total_images, images) as bar:
@@ -109,26 +113,26 @@ def run(config: Config) -> None:
                 label = torch.as_tensor(train.labels[indices]).to(rt.device)
                 subject = None if layers is None else layers[data["index"]].to(rt.device)
                 seen = pictures["train"].of(data).to(rt.device)
-                loss = step(rt, net, optimiser, (eeg, seen, subject), (shown, label), images)
+                loss = step(rt, net, (eeg, seen, subject), (shown, label), images)
                 images += config.batch
                 bar.update(images, f"loss {loss:.3f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
-                    figures = from_main(evaluate(model, val, pictures["val"], rt.device))
+                    figures = from_main(net.on_whole(lambda whole: evaluate(whole, val, pictures["val"], rt.device)))
                     rt.log.scalars(
                         images,
                         {
                             "loss/train (nats)": loss,
-                            "scale (1)": float(model.scale().detach()[0]),
-                            **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name != "gallery"},
+                            "scale (1)": figures["scale"],
+                            **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name in RATES},
                         },
                     )
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    save(rt, config, model, optimiser, images, best, start, shards)
+                    save(rt, config, net, images, best, start, shards)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
@@ -136,18 +140,12 @@ def run(config: Config) -> None:
         )
 
 
-def step(
-    rt, net, optimiser, inputs: tuple[Tensor, Tensor, Tensor | None], whole: tuple[Tensor, Tensor], images: int
-) -> float:
+def step(rt, net, inputs: tuple[Tensor, Tensor, Tensor | None], whole: tuple[Tensor, Tensor], images: int) -> float:
     """One optimiser step; the loss sees the global batch: `whole` numbers the picture [B] and the class [B] of it."""
     config: Config = rt.config
-    optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
     a, b, scale = net(*inputs)
     loss = contrastive(gather(a), gather(b), scale, config.loss, *whole)
-    optimiser.zero_grad()
-    rt.accelerator.backward(loss)
-    optimiser.step()
-    return float(loss.detach())
+    return net.step(loss, optim.learning_rate(images, config.optim, config.total_images), images)
 
 
 def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.device) -> dict[str, float]:
@@ -163,7 +161,7 @@ def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.devi
             )
         else:
             embeddings = pictures.embeddings
-        gallery = net.projection(embeddings.to(device)).cpu()
+        gallery, scale = net.projection(embeddings.to(device)).cpu(), float(net.scale()[0])
     rank_of_true = ranks(z, gallery, pictures.numbers)
     return {
         "top1": float(top_k(rank_of_true, 1).mean()),
@@ -171,18 +169,20 @@ def evaluate(model: Aligner, val: Reader, pictures: Pictures, device: torch.devi
         "reciprocal_rank": float((1 / (1 + rank_of_true)).mean()),
         "image_to_eeg_top1": float(top_k(ranks_of_answers(gallery, z, pictures.numbers)[0], 1).mean()),
         "gallery": len(gallery),
+        "scale": scale,
     }
 
 
-def save(rt, config: Config, model: Aligner, optimiser, images: int, best: dict, start, shards: Shards) -> None:
-    if rt.main:
-        state = {
-            "encoder": to_dict(start.config),
-            "tower": to_dict(config.tower),
-            "data": about_data(shards),
-            "stage1": start.digest,
-            "best": best,
-            **start.subjects,
-        }
-        checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
+def save(rt, config: Config, net, images: int, best: dict, start, shards: Shards) -> None:
+    state = {
+        "encoder": to_dict(start.config),
+        "tower": to_dict(config.tower),
+        "data": about_data(shards),
+        "stage1": start.digest,
+        "best": best,
+        **start.subjects,
+    }
+    with net.whole() as (model, optimiser):
+        if rt.main:
+            checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
     barrier()

@@ -34,7 +34,8 @@ from eeg_gan.stages.loading import (
     open_shards,
     subjects_of,
 )
-from eeg_gan.training import checkpoint, optim, runtime
+from eeg_gan.training import checkpoint, engine, optim, runtime
+from eeg_gan.training.engine import EngineConfig
 from eeg_gan.training.inference import draw_by_library
 from eeg_gan.training.optim import OptimConfig
 
@@ -61,6 +62,7 @@ class Config:
         None  # with encoder.readout: maps are ridge regressions on classes and stay; features so long beside 1; null: 0
     )
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     mix: float = 0.0  # blend each trial with up to this much of another of its class (and subject, if they have layers)
     classes_per_batch: int = 16  # P; fewer where the data have fewer classes
@@ -140,7 +142,7 @@ def run(config: Config) -> None:
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
-        net, optimiser = rt.accelerator.prepare(model, optimiser)
+        net = engine.prepare(rt, model, optimiser)
         part, layers = own_part(batch), layers_of(model.encoder, shards, "train")
         batches = (streamed if config.loader.mode == "stream" else balanced)(
             config, shards, train, classes, images, layers
@@ -152,14 +154,14 @@ def run(config: Config) -> None:
                 eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 subject = None if layers is None else layers[indices.cpu()].to(rt.device)
-                loss = step(rt, net, optimiser, eeg, subject, labels, part, images)
+                loss = step(rt, net, eeg, subject, labels, part, images)
                 images += batch
                 bar.update(images, f"loss {loss:.3f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, batch, config.evaluate_every):
-                    figures = from_main(evaluate(model, train, val, rt.device, config.seed))
+                    figures = from_main(net.on_whole(lambda whole: evaluate(whole, train, val, rt.device, config.seed)))
                     rt.log.scalars(
                         images,
                         {
@@ -170,7 +172,7 @@ def run(config: Config) -> None:
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, batch, config.checkpoint_every):
-                    save(rt, config, model, optimiser, images, best, shards)
+                    save(rt, config, net, images, best, shards)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
@@ -266,11 +268,10 @@ def weights(model: Encoder) -> dict[str, nn.Module]:
 
 
 def step(
-    rt: runtime.Runtime, net, optimiser, eeg: Tensor, subject: Tensor | None, labels: Tensor, part: slice, images: int
+    rt: runtime.Runtime, net, eeg: Tensor, subject: Tensor | None, labels: Tensor, part: slice, images: int
 ) -> float:
     """One optimiser step on this rank's part of the global batch; pairs and `labels` [B] span all of it."""
     config: Config = rt.config
-    optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
     output = net(eeg, subject)
     if config.loss == "cross_entropy":
         loss = cross_entropy(output, labels[part])
@@ -278,10 +279,7 @@ def step(
         loss = supervised_contrastive(gather(output), labels, config.supervised_contrastive)
     else:
         loss = triplet(gather(output), labels, config.triplet)
-    optimiser.zero_grad()
-    rt.accelerator.backward(loss)
-    optimiser.step()
-    return float(loss.detach())
+    return net.step(loss, optim.learning_rate(images, config.optim, config.total_images), images)
 
 
 def evaluate(model: Encoder, train: Reader, val: Reader, device: torch.device, seed: int) -> dict[str, float]:
@@ -303,12 +301,11 @@ def evaluate(model: Encoder, train: Reader, val: Reader, device: torch.device, s
     }
 
 
-def save(
-    rt: runtime.Runtime, config: Config, model: Encoder, optimiser, images: int, best: dict, shards: Shards
-) -> None:
-    if rt.main:
-        state = {"encoder": to_dict(model.config), "data": about_data(shards), "best": best}
-        if isinstance(model.encoder, SubjectEncoder):
-            state |= {"subjects": list(model.encoder.names), "base_subjects": list(model.base_subjects)}
-        checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
+def save(rt: runtime.Runtime, config: Config, net, images: int, best: dict, shards: Shards) -> None:
+    with net.whole() as (model, optimiser):
+        if rt.main:
+            state = {"encoder": to_dict(model.config), "data": about_data(shards), "best": best}
+            if isinstance(model.encoder, SubjectEncoder):
+                state |= {"subjects": list(model.encoder.names), "base_subjects": list(model.base_subjects)}
+            checkpoint.save_run(rt.run_dir, images, weights(model), {"optimiser": optimiser}, state, config.select)
     barrier()

@@ -33,7 +33,7 @@ from eeg_gan.stages.gan_steps import (
     update_averages,
 )
 from eeg_gan.stages.loading import about_data, load_features, open_shards, spread, to_uint8, unique_images
-from eeg_gan.training import checkpoint, kernels, runtime
+from eeg_gan.training import checkpoint, kernels, replicas, runtime, zero
 from eeg_gan.training.log import grid
 
 log = logging.getLogger("eeg_gan")
@@ -41,6 +41,7 @@ log = logging.getLogger("eeg_gan")
 
 def run(config: Config) -> None:
     check_groups(config, int(os.environ.get("WORLD_SIZE", "1")))  # before a run directory is claimed
+    zero.check_gan(config)
     with runtime.start("gan", config) as rt, kernels.chosen(rt.device, config.deterministic):
         if rt.done:
             return
@@ -60,6 +61,8 @@ def run(config: Config) -> None:
         if images == 0 and config.transfer.run is not None:
             _transfer(players, config, shards.split_digest)
         train_discriminator(players, config)
+        if (deepspeed := zero.asked(config)) is not None:
+            players.shard(deepspeed, config)
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
@@ -88,6 +91,8 @@ def run(config: Config) -> None:
                 images += config.batch
                 if (number + 1) % config.augment.every == 0:
                     players.augment.update(config.batch * config.augment.every)
+                if (number + 1) % config.engine.check_every == 0:
+                    replicas.check(replicas.of_networks(players.networks()), images)
                 if (number + 1) % config.guard.every == 0 and players.guard.must_go_back():
                     images = _go_back(rt, players, images)
                     continue
@@ -125,6 +130,8 @@ def _go_back(rt: runtime.Runtime, players: Players, images: int) -> int:
             f"training diverged within {images} images, before the first checkpoint: gradients are not finite; lower "
             "g_optim.lr and d_optim.lr, raise r1_gamma, or set precision=float32"
         )
+    players.g_steps.reload()
+    players.d_steps.reload()
     counts = guard.state_dict()
     players.load_state_dict({**state["players"], "guard": {**counts, "bad": 0}})
     guard.go_back(images, to)
@@ -198,6 +205,7 @@ def save(
     known: Features,
     best: dict | None,
 ) -> None:
+    players.gather()
     if rt.main:
         g = players.g
         shape = {"resolution": g.resolution, "c_dim": g.c_dim, "img_channels": g.img_channels}

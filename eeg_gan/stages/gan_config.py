@@ -11,6 +11,7 @@ from eeg_gan.models.stylegan2.discriminator import DiscriminatorConfig
 from eeg_gan.models.stylegan2.generator import GeneratorConfig
 from eeg_gan.stages import gan_presets
 from eeg_gan.stages.gan_evaluation import GanEvaluationConfig
+from eeg_gan.training.engine import EngineConfig
 from eeg_gan.training.guard import GuardConfig
 
 
@@ -18,13 +19,17 @@ from eeg_gan.training.guard import GuardConfig
 class AdamConfig:
     """Adam at one rate throughout, as StyleGAN2 is trained; lazy regularisation is corrected for."""
 
+    name: Literal["adam", "sgd"] = "adam"  # sgd is plain descent, for comparisons
     lr: float = 2.5e-3  # learning rate
     beta1: float = 0.0  # Adam's first decay
     beta2: float = 0.99  # Adam's second decay
+    clip_norm: float | None = None  # longest gradient of the global batch; null: as long as it is
 
     def __post_init__(self):
         if not self.lr > 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"lr is above 0, beta1 and beta2 lie in [0, 1); got {self.lr}, {self.beta1}, {self.beta2}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is a length above 0, or null for none; got {self.clip_norm}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Config:
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     g_optim: AdamConfig = field(default_factory=AdamConfig)
     d_optim: AdamConfig = field(default_factory=AdamConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     r1_gamma: float = 0.1  # weight of the R1 penalty; grows with the square of the resolution; 0 leaves it out
     r1_every: int = 16  # batches between two R1 steps (lazy regularisation)
     path_length: PathLengthConfig = field(default_factory=PathLengthConfig)

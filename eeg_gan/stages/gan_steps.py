@@ -16,7 +16,7 @@ from eeg_gan.augment import image as augmentation
 from eeg_gan.augment.adaptive import Adaptive
 from eeg_gan.augment.condition import Conditions, weight_at
 from eeg_gan.config import UserError, to_dict
-from eeg_gan.distributed import average_gradients, generator_at, mean_over_ranks, own_part, seed_at
+from eeg_gan.distributed import generator_at, mean_over_ranks, own_part, seed_at
 from eeg_gan.losses.adversarial import (
     discriminator_loss,
     generator_loss,
@@ -31,7 +31,8 @@ from eeg_gan.models.stylegan2.discriminator import Discriminator
 from eeg_gan.models.stylegan2.generator import Generator, draw_crossover, mix_styles
 from eeg_gan.models.stylegan2.layers import Precision, without_half
 from eeg_gan.stages.gan_config import AdamConfig, Config
-from eeg_gan.training import ema
+from eeg_gan.training import ema, zero
+from eeg_gan.training.averaging import Averaged
 from eeg_gan.training.guard import Guard
 
 Values = dict[str, Tensor]
@@ -49,6 +50,8 @@ class Players:
     augment: Adaptive
     guard: Guard
     path_mean: Tensor
+    g_steps: Averaged | zero.Sharded
+    d_steps: Averaged | zero.Sharded
 
     @property
     def average(self) -> Generator:
@@ -69,6 +72,16 @@ class Players:
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {"g_optimiser": self.g_optimiser, "d_optimiser": self.d_optimiser}
+
+    def shard(self, path: str, config: Config) -> None:
+        """Puts both optimisers' states in parts on the ranks, as a DeepSpeed config says."""
+        self.g_steps = zero.Sharded(self.g, self.g_optimiser, path, config.g_optim.clip_norm)
+        self.d_steps = zero.Sharded(self.d, self.d_optimiser, path, config.d_optim.clip_norm)
+        self.g_optimiser, self.d_optimiser = self.g_steps.twin.optimiser, self.d_steps.twin.optimiser
+
+    def gather(self) -> None:
+        """Before a checkpoint is written or loaded: optimisers hold the state of all parameters, on each rank."""
+        self.g_optimiser, self.d_optimiser = self.g_steps.whole(), self.d_steps.whole()
 
     def state_dict(self) -> dict:
         return {
@@ -103,15 +116,20 @@ def build(
     averages = {n: copy.deepcopy(g).eval().requires_grad_(False) for n in (config.ema_half_life, *config.ema_more)}
     g.precision = d.precision = Precision(half_type(config.precision, device), config.half_levels)
     lazy_g = config.path_length.every if config.path_length.weight else None
+    g_optimiser = _adam(g, config.g_optim, lazy_g)
+    d_optimiser = _adam(d, config.d_optim, config.r1_every if config.r1_gamma else None)
+    together = (config.engine.bucket_mb, config.engine.overlap)
     return Players(
         g,
         d,
         averages,
-        _adam(g, config.g_optim, lazy_g),
-        _adam(d, config.d_optim, config.r1_every if config.r1_gamma else None),
+        g_optimiser,
+        d_optimiser,
         Adaptive(config.augment),
         Guard(config.guard),
         torch.zeros((), device=device),
+        Averaged(g, g_optimiser, config.g_optim.clip_norm, *together),
+        Averaged(d, d_optimiser, config.d_optim.clip_norm, *together),
     )
 
 
@@ -134,9 +152,11 @@ def half_type(precision: str, device: torch.device) -> torch.dtype | None:
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
-def _adam(network: nn.Module, config: AdamConfig, every: int | None) -> torch.optim.Adam:
+def _adam(network: nn.Module, config: AdamConfig, every: int | None) -> torch.optim.Optimizer:
     """A regulariser with steps of its own moves the network (every + 1) times in `every` batches: each moves less."""
     lazy = every / (every + 1) if every else 1.0
+    if config.name == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=config.lr * lazy, fused=True)
     betas = (float(config.beta1) ** lazy, float(config.beta2) ** lazy)
     return torch.optim.Adam(network.parameters(), lr=config.lr * lazy, betas=betas, eps=1e-8, fused=True)
 
@@ -243,7 +263,7 @@ def step_discriminator(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
             "sign/real (-1 to 1)": real_logits.sign().mean(),
         }
 
-    values = _stepped(batch, players.d, players.d_optimiser, losses, batch.config.batch, "D")
+    values = _stepped(batch, players.d_steps, losses, batch.config.batch, "D")
     players.g.mapping_network.follow(torch.cat(first))
     return values
 
@@ -259,7 +279,7 @@ def step_r1(batch: Batch, real: Tensor, c_real: Tensor) -> Values:
         return {"loss": loss, "loss/R1 penalty (1)": penalty.detach()}
 
     with without_half(batch.players.d):
-        values = _stepped(batch, batch.players.d, batch.players.d_optimiser, losses, config.batch, "R1")
+        values = _stepped(batch, batch.players.d_steps, losses, config.batch, "R1")
     return {"loss/R1 penalty (1)": values["loss/R1 penalty (1)"]}
 
 
@@ -274,7 +294,7 @@ def step_generator(batch: Batch) -> Values:
         heads = logits(batch, fake, fakes.condition(part))
         return {f"loss/G ({unit(batch.config)})": sum(w * game(head) for w, head in heads)}
 
-    values = _stepped(batch, players.g, players.g_optimiser, losses, batch.config.batch, "G")
+    values = _stepped(batch, players.g_steps, losses, batch.config.batch, "G")
     train_discriminator(players, batch.config)
     return values
 
@@ -298,7 +318,7 @@ def step_path_length(batch: Batch) -> Values:
         return {"loss": penalty * (config.weight * config.every), "loss/path penalty (1)": penalty.detach()}
 
     with without_half(players.g):
-        values = _stepped(batch, players.g, players.g_optimiser, losses, size, "path")
+        values = _stepped(batch, players.g_steps, losses, size, "path")
     moved = players.path_mean.lerp(mean_over_ranks(torch.cat(total).mean()), config.decay)
     players.path_mean = torch.where(moved.isfinite(), moved, players.path_mean)
     return {"loss/path penalty (1)": values["loss/path penalty (1)"], "path/mean length (1)": players.path_mean.clone()}
@@ -357,22 +377,20 @@ def update_averages(players: Players, config: Config, images: int, weight: float
 
 def _stepped(
     batch: Batch,
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    steps: Averaged | zero.Sharded,
     losses: Callable[[slice, slice], Values],
     size: int,
     name: str,
 ) -> Values:
     """One step on the mean, over the global batch of `size`, of the first value that `losses` gives of each part."""
-    optimiser.zero_grad(set_to_none=True)
+    steps.zero()
     parts, sums = micro_batches(size, batch.config.micro_batch), {}
     start, own = parts[0].start, parts[-1].stop - parts[0].start
     for part in parts:
         share = (part.stop - part.start) / own
         values = losses(part, slice(part.start - start, part.stop - start))
         loss = next(iter(values.values()))
-        (loss * share).backward()
+        steps.backward(loss * share, last=part is parts[-1])
         for tag, value in values.items():
             sums[tag] = sums.get(tag, 0.0) + value.detach() * share
-    average_gradients(network.parameters())
-    return {**sums, f"gradient/{name} (norm)": batch.players.guard.step(optimiser, name)}
+    return {**sums, f"gradient/{name} (norm)": steps.step(batch.players.guard, name)}

@@ -23,7 +23,8 @@ from eeg_gan.models.image_tower import TowerConfig, build_tower, tower_digest
 from eeg_gan.stages.aligning import warn_of_random
 from eeg_gan.stages.loading import about_data, load_features, open_shards, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
-from eeg_gan.training import checkpoint, optim, runtime
+from eeg_gan.training import checkpoint, engine, optim, runtime
+from eeg_gan.training.engine import EngineConfig
 from eeg_gan.training.inference import draw_by_library, evaluating
 from eeg_gan.training.optim import OptimConfig
 
@@ -41,6 +42,7 @@ class Config:
     loss: Literal["cosine", "mse", "contrastive"] = "cosine"  # mse is the paper's; contrastive tells pictures apart
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     batch: int = 256  # trials in the global batch
     total_images: int = 200_000  # trials to train on, over all processes
     evaluate_every: int = 10_000  # trials between two evaluations on the validation split
@@ -113,20 +115,20 @@ def run(config: Config) -> None:
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
-        net, optimiser = rt.accelerator.prepare(model, optimiser)
+        net = engine.prepare(rt, model, optimiser)
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
                 indices = torch.as_tensor(shuffled_at(config.seed, len(train.target_ND), images, config.batch))
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
-                loss = step(rt, net, optimiser, train, indices, images)
+                loss = step(rt, net, train, indices, images)
                 images += config.batch
                 bar.update(images, f"loss {loss:.3f}")
 
                 last, stop = images >= config.total_images, rt.must_stop(images)
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
-                    figures = from_main(evaluate(model.regressor, val, config.seed))
+                    figures = from_main(net.on_whole(lambda whole: evaluate(whole.regressor, val, config.seed)))
                     shown = {
                         f"val/{name} ({'-1 to 1' if name == 'cosine' else '0 to 1'})": value
                         for name, value in figures.items()
@@ -135,7 +137,7 @@ def run(config: Config) -> None:
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
-                    save(rt, model, optimiser, images, best, sizes, shards, known)
+                    save(rt, net, images, best, sizes, shards, known)
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
@@ -157,17 +159,13 @@ def pairs(rt: runtime.Runtime, shards, split: str, tower, known: Features) -> Pa
     return Pairs(embeddings[numbers], subjects, known.rows(shards.keys(split)), numbers, labels, first)
 
 
-def step(rt, net, optimiser, train: Pairs, indices: Tensor, images: int) -> float:
+def step(rt, net, train: Pairs, indices: Tensor, images: int) -> float:
     """One optimiser step on this rank's part of the global batch, whose trials `indices` [B] numbers."""
     config: Config = rt.config
-    optim.set_learning_rate(optimiser, optim.learning_rate(images, config.optim, config.total_images))
     own = indices[own_part(len(indices))]
     z, scale = net(train.embedding_NE[own].to(rt.device), train.subject_N[own].to(rt.device))
     loss = loss_of(config, z, train.target_ND[own].to(rt.device), scale, train, indices)
-    optimiser.zero_grad()
-    rt.accelerator.backward(loss)
-    optimiser.step()
-    return float(loss.detach())
+    return net.step(loss, optim.learning_rate(images, config.optim, config.total_images), images)
 
 
 def loss_of(config: Config, z: Tensor, target: Tensor, scale: Tensor | None, train: Pairs, indices: Tensor) -> Tensor:
@@ -202,16 +200,17 @@ def evaluate(model: ImageToEEG, val: Pairs, seed: int) -> dict[str, float]:
     }
 
 
-def save(rt, model: Regressor, optimiser, images: int, best: dict, sizes: dict, shards, known: Features) -> None:
+def save(rt, net, images: int, best: dict, sizes: dict, shards, known: Features) -> None:
     config: Config = rt.config
-    if rt.main:
-        state = {
-            "regressor": to_dict(config.regressor),
-            "tower": to_dict(config.tower),
-            **sizes,
-            "data": about_data(shards),
-            "target_digest": known.meta["encoder_digest"],
-            "best": best,
-        }
-        checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
+    state = {
+        "regressor": to_dict(config.regressor),
+        "tower": to_dict(config.tower),
+        **sizes,
+        "data": about_data(shards),
+        "target_digest": known.meta["encoder_digest"],
+        "best": best,
+    }
+    with net.whole() as (model, optimiser):
+        if rt.main:
+            checkpoint.save_run(rt.run_dir, images, model.weights(), {"optimiser": optimiser}, state, config.select)
     barrier()

@@ -129,9 +129,7 @@ def chosen(run_dir: str | Path, at: int | None = None) -> Checkpoint:
     if found is None:
         broken = sum(1 for _ in run_dir.glob(f"{PREFIX}*[0-9]"))
         if broken:
-            raise UserError(
-                f"{run_dir}: of its checkpoints ({broken}) none is whole; copy it again, or train anew"
-            )
+            raise UserError(f"{run_dir}: of its checkpoints ({broken}) none is whole; copy it again, or train anew")
         raise UserError(f"{run_dir} holds no checkpoint; run the stage that trains it first")
     return found
 

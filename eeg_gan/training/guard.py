@@ -30,19 +30,25 @@ class Guard:
         self.bad: Tensor | float = 0.0
         self.streaks: dict[str, Tensor | float] = {}  # left-out steps in a row, of each kind: some come seldom
 
-    def step(self, optimiser: torch.optim.Optimizer, kind: str = "step") -> Tensor:
-        """One step unless a gradient is not finite; returns the norm of the gradient.
+    def step(self, optimiser: torch.optim.Optimizer, kind: str = "step", clip_norm: float | None = None) -> Tensor:
+        """One step unless a gradient is not finite; returns the norm of the gradient before it is clipped.
 
         Fused optimisers leave a step out by themselves where `found_inf` is 1, without a word to the host.
         """
-        grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        learning = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in learning])
+        if clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(learning, clip_norm, norm)
         bad = (~norm.isfinite()).float()
         optimiser.found_inf = bad
         optimiser.step()
+        self.count(bad, kind)
+        return norm
+
+    def count(self, bad: Tensor, kind: str) -> None:
+        """Counts a step of some kind that was left out (1) or taken (0)."""
         self.bad = self.bad + bad
         self.streaks[kind] = (self.streaks.get(kind, 0.0) + bad) * bad
-        return norm
 
     def healthy(self) -> bool:
         """False from the first left-out step to the next look: weights of then are not to go back to."""

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 
 from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
 from eeg_gan.ops import library
+from eeg_gan.training import engine, world, zero
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
@@ -29,6 +29,10 @@ from eeg_gan.training.preempt import Flag, Stopped, watch
 # repeats its bits.
 MAY_CHANGE = ("run_dir", "total_images", "stop_after", "loader.cache_mb", "loader.verify", "checkpoint_every")
 MAY_CHANGE += (
+    "engine.deepspeed",
+    "engine.check_every",
+    "engine.bucket_mb",
+    "engine.overlap",
     "workers",
     "seeds",
     "keep_checkpoints",
@@ -51,6 +55,7 @@ class Runtime:
         self.log = Log(run_dir, active=False)
         self.record = _read_json(run_dir / "run.json")
         self.began, self._saved_s = time.monotonic(), self.record.get("seconds", 0.0)
+        self._processes_before = self.record.get("processes")
         self._changed = [path for path, digest in self.record.get("files", {}).items() if _digest(path) != digest]
 
     @property
@@ -92,6 +97,14 @@ class Runtime:
 
     def start_log(self, images: int = 0) -> None:
         """TensorBoard from `images` on, with the resolved config as text; and a line where plain PyTorch serves."""
+        if self.main and images and self._processes_before not in (None, world_size()):
+            log.warning(
+                "%s: begun by %s, going on with %d processes: the same stream of data and the same schedule, but last "
+                "digits will differ from an unbroken run, for sums over processes round otherwise",
+                self.name,
+                self._processes_before,
+                world_size(),
+            )
         if self.main and (reason := library.why_not(self.device.type)):
             log.info("plain PyTorch serves for the operators: %s (`eeg-gan doctor` has the cure)", reason)
         self.log = Log(self.run_dir, self.main, images)
@@ -169,8 +182,8 @@ def crossed(images: int, batch: int, every: int) -> bool:
 def start(verb: str, config: Any) -> Iterator[Runtime]:
     """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
     run_dir = Path(config.run_dir)
-    accelerator = _accelerator()
-    _check_world(accelerator)
+    accelerator = engine.accelerator(config)
+    world.check(accelerator.num_processes)
     make_folder(run_dir)
     with watch() as flag, _lock(run_dir):
         claim(run_dir, verb, config)
@@ -178,6 +191,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
         runtime.record.update(
             verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
         )
+        runtime.record["engine"] = zero.asked(config) or "accelerate"
         if runtime.done:
             log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
         try:
@@ -186,13 +200,6 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
             runtime.log.close()
             if not runtime.done:
                 runtime.save_record()
-
-
-def _accelerator() -> Accelerator:
-    """Sums over ranks are taken of CPU tensors too, so each device gets its own backend."""
-    if not torch.cuda.is_available():
-        return Accelerator(cpu=True)
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")])
 
 
 def make_folder(run_dir: Path) -> None:
@@ -240,15 +247,6 @@ def _refuse_other(run_dir: Path, old: dict, new: dict) -> None:
         raise UserError(
             f"{run_dir} holds a run of another config: {'; '.join(lines)}. "
             "Choose another run_dir, or delete that folder to start anew"
-        )
-
-
-def _check_world(accelerator: Accelerator) -> None:
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise UserError(
-            f"the launcher asked for {asked} processes, but {accelerator.num_processes} run together; "
-            "start with torchrun, or with accelerate launch and a file of launch/accelerate/"
         )
 
 
