@@ -77,7 +77,11 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:  # every other exception is our mistake: the traceback is the report
         if hasattr(error, "format_message"):  # click's usage errors
             return _say(error.format_message(), USERS)
-        return _stopped(error) or _ours()
+        if type(error).__name__ != "Stopped":
+            return _ours()
+        _say(str(error), AGAIN)
+        error.hand_over()  # under submitit rank 0 asks for a requeue here, and does not come back
+        return AGAIN
 
 
 def stage(verb: str) -> ModuleType:
@@ -183,11 +187,6 @@ def _say(message: str, code: int) -> int:
 def _ours() -> int:
     log.exception("eeg-gan: this is a mistake of the program, not yours; please report it with the lines below")
     return OURS
-
-
-def _stopped(error: BaseException) -> int | None:
-    """The exit code of a run that saved and left because it was asked to, or None."""
-    return _say(str(error), AGAIN) if type(error).__name__ == "Stopped" else None
 
 
 def _is_users(error: OSError) -> bool:

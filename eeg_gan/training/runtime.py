@@ -169,7 +169,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     accelerator = _accelerator()
     _check_world(accelerator)
     make_folder(run_dir)
-    with _lock(run_dir), watch() as flag:
+    with watch() as flag, _lock(run_dir):
         claim(run_dir, verb, config)
         runtime = Runtime(verb, config, run_dir, accelerator, flag)
         runtime.record.update(
