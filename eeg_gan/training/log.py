@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from eeg_gan.training.watchdog import got_on
+
 log = logging.getLogger("eeg_gan")
 
 
@@ -94,6 +96,7 @@ class Bar:
             self.progress.start()
 
     def update(self, done: int, note: str = "") -> None:
+        got_on()
         if self.progress is not None:
             self.progress.update(self.task, completed=done, note=note)
         elif self.active and time.monotonic() - self.spoken > 60:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
 from eeg_gan.ops import library
+from eeg_gan.training import watchdog
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.preempt import Flag, Stopped, watch
@@ -99,6 +101,7 @@ class Runtime:
 
     def must_stop(self, images: int) -> bool:
         """True on all ranks after a signal, or once `stop_after` images are reached."""
+        watchdog.got_on()
         limit = getattr(self.config, "stop_after", None)
         return self.flag.agreed() or (limit is not None and images >= limit)
 
@@ -108,11 +111,13 @@ class Runtime:
 
     def check_stop(self) -> None:
         """For stages without checkpoints: leave now if asked; what is half done is made again. All ranks call this."""
+        watchdog.got_on()
         if self.flag.agreed():
             self._leave_undone()
 
     def check_stop_here(self) -> None:
         """The same inside `on_main`, where the other ranks wait and cannot agree."""
+        watchdog.got_on()
         if self.flag.signal is not None:
             self._leave_undone()
 
@@ -167,29 +172,40 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
     run_dir = Path(config.run_dir)
     accelerator = _accelerator()
-    _check_world(accelerator)
-    make_folder(run_dir)
-    with watch() as flag, _lock(run_dir):
-        claim(run_dir, verb, config)
-        runtime = Runtime(verb, config, run_dir, accelerator, flag)
-        runtime.record.update(
-            verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
-        )
-        if runtime.done:
-            log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
-        try:
-            yield runtime
-        finally:
-            runtime.log.close()
-            if not runtime.done:
-                runtime.save_record()
+    with watchdog.over(verb):
+        _check_world(accelerator)
+        make_folder(run_dir)
+        with watch() as flag, _lock(run_dir):
+            claim(run_dir, verb, config)
+            runtime = Runtime(verb, config, run_dir, accelerator, flag)
+            runtime.record.update(
+                verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
+            )
+            if runtime.done:
+                log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
+            try:
+                yield runtime
+            finally:
+                runtime.log.close()
+                if not runtime.done:
+                    runtime.save_record()
 
 
 def _accelerator() -> Accelerator:
-    """Sums over ranks are taken of CPU tensors too, so each device gets its own backend."""
-    if not torch.cuda.is_available():
-        return Accelerator(cpu=True)
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")])
+    """Sums over ranks are taken of CPU tensors too, so each device gets its own backend.
+
+    The watchdog acts before the process group's own time is over, and says which rank hangs.
+    """
+    cpu = not torch.cuda.is_available()
+    timeout = timedelta(seconds=watchdog.timeout_s() + 120)
+    backend = {} if cpu else {"backend": "cuda:nccl,cpu:gloo"}
+    try:
+        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)])
+    except torch.distributed.DistError as error:
+        raise UserError(
+            f"the {os.environ.get('WORLD_SIZE')} processes that the launcher asked for did not come together within "
+            f"{timeout.seconds} s ({str(error).splitlines()[0]}); look for those that did not start"
+        ) from None
 
 
 def make_folder(run_dir: Path) -> None:
