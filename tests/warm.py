@@ -1,12 +1,13 @@
 """Commands of eeg-gan in forked children of a process that has imported everything: a start costs milliseconds.
 
 The parent never computes, so that it has one thread and may fork. `Warm()` starts it; `start` gives a `Child`.
-As a program it reads one JSON request per line, {argv, env, stderr, code}, and answers with the child's number and later
-with its exit code.
+As a program it reads one JSON request per line, {argv, env, stderr, code}, and answers with the number of the child and
+later with its exit code.
 """
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -100,9 +101,7 @@ def free_port() -> str:
 
 
 def serve() -> None:
-    """Imports, then forks on request; a thread of its own is not needed, as SIGCHLD ends a read."""
-    import select
-
+    """Imports, then forks on request."""
     from eeg_gan import cli
     from eeg_gan.data import loader, stream  # noqa: F401
     from eeg_gan.stages import align, embed, encode, gan, image2eeg  # noqa: F401
@@ -133,8 +132,10 @@ def serve() -> None:
             running.add(pid)
             answer(pid=pid)
         for pid in list(running):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                pass
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.discard(pid)
+                answer(pid=pid, code=os.waitstatus_to_exitcode(status))
     answers.close()
 
 

@@ -82,7 +82,9 @@ def run(config: Config) -> None:
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                indices = shuffled_at(config.seed, len(train.target_ND), images, config.batch)[own_part(config.batch)]
+                with rt.meter.waiting():
+                    order = shuffled_at(config.seed, len(train.target_ND), images, config.batch)
+                indices = order[own_part(config.batch)]
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 loss = step(rt, net, optimiser, train, torch.as_tensor(indices), images)
                 images += config.batch
@@ -92,7 +94,8 @@ def run(config: Config) -> None:
                 better = False
                 if last or runtime.crossed(images, config.batch, config.evaluate_every):
                     cosine = evaluate(model, val)
-                    rt.log.scalars(images, {"loss/train (1 - cosine)": loss, "val/cosine (-1 to 1)": cosine})
+                    figures = {"loss/train (1 - cosine)": loss, "val/cosine (-1 to 1)": cosine}
+                    rt.log.scalars(images, {**figures, **rt.meter.read()})
                     better = best is None or cosine > best["cosine"]
                     best = {"images": images, "cosine": cosine} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
@@ -110,7 +113,11 @@ def run(config: Config) -> None:
                     barrier()
                 if stop and not last:
                     rt.leave(images)
-        rt.finish(f"validation: cosine of predicted and measured feature {best['cosine']:.3f}")
+        rt.finish(
+            f"validation: cosine of predicted and measured feature {best['cosine']:.3f}",
+            {"cosine": best["cosine"]},
+            images,
+        )
 
 
 def pairs(rt: runtime.Runtime, shards, split: str, tower, known: Features) -> Pairs:
@@ -129,6 +136,7 @@ def step(rt, net, optimiser, train: Pairs, indices: Tensor, images: int) -> floa
     loss = 1 - (z * train.target_ND[indices].to(rt.device)).sum(1).mean()
     optimiser.zero_grad()
     rt.accelerator.backward(loss)
+    rt.meter.gradients("regressor", net)
     optimiser.step()
     return float(loss.detach())
 

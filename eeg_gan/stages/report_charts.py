@@ -214,7 +214,8 @@ def _groups(rows: list[dict]) -> list[dict]:
     found: dict[tuple[str, str], dict] = {}
     for row in rows:
         for tag, value in row.items():
-            if tag == "images" or "/gallery" in tag or not np.isfinite(value):  # the gallery's size is no curve
+            machine = tag.startswith(("speed/", "memory/"))  # for TensorBoard; the gallery's size is no curve
+            if tag == "images" or machine or "/gallery" in tag or not np.isfinite(value):
                 continue
             name, _, unit = tag.partition(" (")
             kind, _, part = name.rpartition("/")

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from eeg_gan.ops import library
 from eeg_gan.training import watchdog
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
+from eeg_gan.training.meter import Meter
 from eeg_gan.training.preempt import Flag, Stopped, watch
 
 # Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched.
@@ -47,7 +48,7 @@ class Runtime:
         self.verb, self.config, self.run_dir, self.accelerator, self.flag = verb, config, run_dir, accelerator, flag
         self.device = accelerator.device
         self.main = is_main()
-        self.log = Log(run_dir, active=False)
+        self.log, self.meter = Log(run_dir, active=False), Meter(self.device)
         self.record = _read_json(run_dir / "run.json")
         self.began, self._saved_s = time.monotonic(), self.record.get("seconds", 0.0)
         self._changed = [path for path, digest in self.record.get("files", {}).items() if _digest(path) != digest]
@@ -93,8 +94,10 @@ class Runtime:
         """TensorBoard from `images` on, with the resolved config as text; and a line where plain PyTorch serves."""
         if self.main and (reason := library.why_not(self.device.type)):
             log.info("plain PyTorch serves for the operators: %s (`eeg-gan doctor` has the cure)", reason)
-        self.log = Log(self.run_dir, self.main, images)
-        self.log.text("config", f"```yaml\n{yaml.safe_dump(to_dict(self.config), sort_keys=False)}\n```")
+        self.log, self.meter = Log(self.run_dir, self.main, images), Meter(self.device, images)
+        config = to_dict(self.config)
+        self.log.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}\n```", images)
+        self.log.start(config)
 
     def bar(self, total: int, start: int = 0, label: str | None = None) -> Bar:
         return Bar(label or self.verb, total, start, self.main)
@@ -102,6 +105,7 @@ class Runtime:
     def must_stop(self, images: int) -> bool:
         """True on all ranks after a signal, or once `stop_after` images are reached."""
         watchdog.got_on()
+        self.meter.stepped(images)
         limit = getattr(self.config, "stop_after", None)
         return self.flag.agreed() or (limit is not None and images >= limit)
 
@@ -135,12 +139,18 @@ class Runtime:
         if any_rank(error is not None):
             raise error or Stopped(f"{self.verb}: rank 0 left")
 
-    def finish(self, headline: str) -> None:
-        """Marks the stage as done with its config and says its headline figure."""
+    def finish(self, headline: str, metrics: Mapping[str, float] | None = None, images: int = 0) -> None:
+        """Marks the stage as done with its config and says its headline figure.
+
+        `metrics` are its final figures, with which run.json and TensorBoard compare runs.
+        """
         if self.record.get("confounded") and "confounded" not in headline:
             headline += "; confounded"
         self.record["done"] = to_dict(self.config)
         self.record["headline"] = headline
+        if metrics is not None:
+            self.record["metrics"] = {name: float(value) for name, value in metrics.items()}
+            self.log.finish(images, self.record["metrics"])
         self.save_record()
         if self.main:
             log.info("%-12s %s  (%.0f s)", self.name, headline, self.seconds)
