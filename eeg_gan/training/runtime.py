@@ -167,6 +167,7 @@ class Runtime:
 
     def save_record(self) -> None:
         """Writes run.json: what ran, on what, for how long, and which splits were read."""
+        watchdog.got_on()
         self.record["seconds"] = self.seconds
         if self.main:
             write_json(self.run_dir / "run.json", self.record)

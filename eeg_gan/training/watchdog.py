@@ -26,7 +26,7 @@ from eeg_gan.distributed import rank, world_size
 BEAT_S = 2.0
 SILENT_S = 60.0  # without a sign of life: long, as a busy machine may let a thread wait
 TIMEOUT_S = 1800.0
-OURS, AGAIN = 1, 75
+OURS, USERS, AGAIN = 1, 2, 75
 PACKAGE = str(Path(__file__).parents[1])
 log = logging.getLogger("eeg_gan")
 _numbers = itertools.count()
@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         prefix = f"eeg_gan/{next(_numbers)}"
         shared = dist.distributed_c10d._get_default_store()
         self.store, self.mains = (dist.PrefixStore(prefix, shared.clone()) for _ in range(2))  # one for each thread
-        self.leaving = threading.Event()
+        self.leaving, self.alarmed = threading.Event(), False
         self._seen, self._seen_at = "", time.monotonic()
         self.start()
 
@@ -109,7 +109,8 @@ class Watchdog(threading.Thread):
         self.leaving.set()
         self.join()
         with contextlib.suppress(RuntimeError):
-            self.mains.set(f"life/{rank()}", "done")
+            if not self.alarmed:
+                self.mains.set(f"life/{rank()}", "done")
 
     def told(self, error: BaseException) -> BaseException:
         """Tells the other ranks of an error of this one, and waits until they know; what is to be raised here.
@@ -121,16 +122,17 @@ class Watchdog(threading.Thread):
                 silent = self._silent(self.mains)
                 if silent:
                     error = RankLost(f"rank {_listed(silent)} of {world_size()} died during {self.stage}; {CURE}")
-            line, code = str(error) or type(error).__name__, getattr(error, "exit_code", OURS)
+            line = str(error) or type(error).__name__
+            code = getattr(error, "exit_code", USERS if isinstance(error, OSError) else OURS)
             text = line if isinstance(error, RankLost) else f"rank {rank()} of {world_size()} left {self.stage}: {line}"
             code = AGAIN if isinstance(error, KeyboardInterrupt) else code
             alarm = self._raise_alarm(self.mains, line, text, code)
-            self._wait_for_all(self.mains)
-            if alarm["rank"] != rank():
-                return RankLost(alarm["text"], alarm["code"], said=rank() != 0 or alarm["line"] == line)
-            return error
         except RuntimeError as lost:
             return RankLost(f"rank 0 or the launcher died during {self.stage}: their store is gone ({_first(lost)})")
+        self._part(self.mains)
+        if alarm["rank"] != rank():
+            return RankLost(alarm["text"], alarm["code"], said=rank() != 0 or alarm["line"] == line)
+        return error
 
     def _beat(self) -> None:
         self.beats += 1
@@ -141,7 +143,7 @@ class Watchdog(threading.Thread):
         if self.store.check(["alarm"]):
             alarm = json.loads(self.store.get("alarm"))
             log.info("eeg-gan: %s", alarm["text"])  # the rank that raised it says it too; the main one does in any case
-            self._wait_for_all(self.store)
+            self._part(self.store)
             self._exit(alarm["code"])
         self._watch_next()
         if rank() == 0 and idle > self.timeout:
@@ -183,7 +185,7 @@ class Watchdog(threading.Thread):
         with contextlib.suppress(RuntimeError):
             alarm = self._raise_alarm(self.store, line, line, OURS)
             line, code = alarm["text"], alarm["code"]
-            self._wait_for_all(self.store)
+            self._part(self.store)
         log.error("eeg-gan: %s", line)
         self._exit(code)
 
@@ -194,12 +196,14 @@ class Watchdog(threading.Thread):
             store.set("alarm", json.dumps(alarm))
         return json.loads(store.get("alarm"))
 
-    def _wait_for_all(self, store: dist.Store) -> None:
-        """Until every rank that lives knows of the alarm: the store may go with the process that leaves."""
-        store.add("known", 1)
-        end = time.monotonic() + 5 * BEAT_S
-        while int(store.add("known", 0)) < world_size() and time.monotonic() < end:
-            time.sleep(0.05)
+    def _part(self, store: dist.Store) -> None:
+        """Waits until every rank that lives knows of the alarm; rank 0, with which the store may go, leaves last."""
+        self.alarmed = True
+        with contextlib.suppress(RuntimeError):
+            _meet(store, "know")
+            store.add("leave", 1)
+            if rank() == 0:
+                _meet(store, "leave", own=0)
 
     def _exit(self, code: int) -> None:
         logging.shutdown()
@@ -221,6 +225,14 @@ def where(frame: FrameType | None) -> tuple[str, bool]:
         waits |= "torch/distributed" in path or name == "_engine_run_backward"  # where gradients meet
         frame = frame.f_back
     return "code outside eeg_gan", waits
+
+
+def _meet(store: dist.Store, key: str, own: int = 1) -> None:
+    """Until all ranks have come here, or for a few beats where one of them is dead."""
+    there, end = int(store.add(key, own)), time.monotonic() + 5 * BEAT_S
+    while there < world_size() and time.monotonic() < end:
+        time.sleep(0.05)
+        there = int(store.add(key, 0))
 
 
 def _life(store: dist.Store, other: int) -> str:
