@@ -92,7 +92,7 @@ class Watchdog(threading.Thread):
         prefix = f"eeg_gan/{next(_numbers)}"
         shared = dist.distributed_c10d._get_default_store()
         self.store, self.mains = (dist.PrefixStore(prefix, shared.clone()) for _ in range(2))  # one for each thread
-        self.leaving, self.alarmed = threading.Event(), False
+        self.leaving, self.alarmed, self.main_says = threading.Event(), False, False
         self._seen, self._seen_at = "", time.monotonic()
         self.start()
 
@@ -106,11 +106,14 @@ class Watchdog(threading.Thread):
 
     def stop(self) -> None:
         """The others need not wait for another sign of this rank."""
-        self.leaving.set()
-        self.join()
+        self._silence()
         with contextlib.suppress(RuntimeError):
             if not self.alarmed:
                 self.mains.set(f"life/{rank()}", "done")
+
+    def _silence(self) -> None:
+        self.leaving.set()
+        self.join()
 
     def told(self, error: BaseException) -> BaseException:
         """Tells the other ranks of an error of this one, and waits until they know; what is to be raised here.
@@ -122,6 +125,7 @@ class Watchdog(threading.Thread):
                 silent = self._silent(self.mains)
                 if silent:
                     error = RankLost(f"rank {_listed(silent)} of {world_size()} died during {self.stage}; {CURE}")
+            self._silence()
             line = str(error) or type(error).__name__
             code = getattr(error, "exit_code", USERS if isinstance(error, OSError) else OURS)
             text = line if isinstance(error, RankLost) else f"rank {rank()} of {world_size()} left {self.stage}: {line}"
@@ -129,10 +133,11 @@ class Watchdog(threading.Thread):
             alarm = self._raise_alarm(self.mains, line, text, code)
         except RuntimeError as lost:
             return RankLost(f"rank 0 or the launcher died during {self.stage}: their store is gone ({_first(lost)})")
-        self._part(self.mains)
-        if alarm["rank"] != rank():
-            return RankLost(alarm["text"], alarm["code"], said=rank() != 0 or alarm["line"] == line)
-        return error
+        same = alarm["line"] == line
+        self._part(self.mains, same)
+        if alarm["rank"] != rank() and not (same and rank() == 0):
+            return RankLost(alarm["text"], alarm["code"], said=rank() != 0)
+        return RankLost(line, code, said=True) if self.main_says else error
 
     def _beat(self) -> None:
         self.beats += 1
@@ -196,11 +201,17 @@ class Watchdog(threading.Thread):
             store.set("alarm", json.dumps(alarm))
         return json.loads(store.get("alarm"))
 
-    def _part(self, store: dist.Store) -> None:
-        """Waits until every rank that lives knows of the alarm; rank 0, with which the store may go, leaves last."""
+    def _part(self, store: dist.Store, same: bool = False) -> None:
+        """Waits until every rank that lives knows of the alarm; rank 0, with which the store may go, leaves last.
+
+        Where rank 0 met the `same` error, it alone says it.
+        """
         self.alarmed = True
         with contextlib.suppress(RuntimeError):
+            if same and rank() == 0:
+                store.set("main says", "")
             _meet(store, "know")
+            self.main_says = rank() != 0 and store.check(["main says"])
             store.add("leave", 1)
             if rank() == 0:
                 _meet(store, "leave", own=0)
