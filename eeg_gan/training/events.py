@@ -54,11 +54,16 @@ def cut_after(run_dir: Path, images: int) -> dict[tuple[str, int], Any]:
     return kept
 
 
-def hparams(config: Mapping[str, Any], metrics: Mapping[str, float]) -> tuple[Any, Any, Any]:
-    """Summaries of TensorBoard's hparams page: what was measured, a session's settings, and its end."""
-    from torch.utils.tensorboard.summary import hparams as summaries
+def session(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Summaries of TensorBoard's hparams page: a session's settings, and its end.
 
-    return summaries(_flat(config), {f"final/{name}": value for name, value in metrics.items()})
+    The third kind, an experiment's list of settings and metrics, is left out: of several runs in one folder only the
+    first one's would count, and TensorBoard makes the list itself of what the runs hold.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    _, start, end = hparams(_flat(config), {})
+    return start, end
 
 
 def write_embedding(writer: Any, features: Tensor, header: Sequence[str], rows: Sequence[Sequence[str]], images: Any):

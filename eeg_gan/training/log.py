@@ -77,16 +77,14 @@ class Log:
     def start(self, config: Mapping[str, Any]) -> None:
         """The settings of this run, for TensorBoard's page that compares runs by them."""
         if self.writer is not None and not any("session_start_info" in tag for tag, _ in self.kept):
-            self.writer.file_writer.add_summary(events.hparams(config, {})[1], 0)
+            self.writer.file_writer.add_summary(events.session(config)[0], 0)
 
     def finish(self, images: int, metrics: Mapping[str, float]) -> None:
         """The final figures on the same page; a run that is made longer has them again at its new end."""
         if self.writer is None or any("session_end_info" in tag and step == images for tag, step in self.kept):
             return
-        experiment, _, end = events.hparams({}, metrics)
-        self.writer.file_writer.add_summary(experiment, images)
         self._scalars(images, {f"final/{name}": value for name, value in metrics.items()})
-        self.writer.file_writer.add_summary(end, images)
+        self.writer.file_writer.add_summary(events.session({})[1], images)
         self.writer.flush()
 
     def embedding(

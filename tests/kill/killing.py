@@ -83,8 +83,8 @@ class Stage:
     def killed(self, number: int, draw: random.Random) -> str:
         """Kills one run once or twice and continues it; what is wrong, or nothing."""
         run_dir, moments = self.folder / f"{self.verb}-{number}", []
-        for _ in range(draw.choice((1, 1, 2))):
-            moments.append(self.kill(run_dir, draw))
+        for again in range(draw.choice((1, 1, 2))):
+            moments.append(self.kill(run_dir, draw, within_save=(number + again) % 2 == 0))
             if wrong := whole_after_kill(run_dir, self.folder / f"{run_dir.name}.saves"):
                 return f"{'; '.join(moments)}: {wrong}"
         child, _ = self.start(run_dir)
@@ -97,8 +97,8 @@ class Stage:
             shutil.rmtree(run_dir)
         return f"{'; '.join(moments)}: differs in {', '.join(wrong)}" if wrong else ""
 
-    def kill(self, run_dir: Path, draw: random.Random) -> str:
-        if draw.random() < 0.5:
+    def kill(self, run_dir: Path, draw: random.Random, within_save: bool) -> str:
+        if within_save:
             at, where = draw.randint(1, self.operations), draw.choice(("before", "after"))
             child, _ = self.start(run_dir, at, where)
             code = child.wait()
