@@ -3,10 +3,11 @@
     python tests/kill/killing.py [KILLS] [SEED]
 
 Half of the moments are instants, drawn evenly over the time that the unbroken run takes; half are operations on files
-within a save (write, fsync, rename, delete), before or after which the process kills itself with SIGKILL. Some runs are
-killed again while they go on. After every kill the newest checkpoint must be whole and hold at least what the last
-finished save held; at the end weights, optimisers, state, log rows and TensorBoard's steps must be those of the
-unbroken run. Children are forked from a process that has imported everything. Exits with 1 where a run differs.
+(write, fsync, rename, delete), nearly all of them within saves, before or after which the process kills itself with
+SIGKILL. Some runs are killed again while they go on. After every kill the newest checkpoint must be whole and hold at
+least what the last finished save held; at the end weights, optimisers, state, log rows and TensorBoard's steps must be
+those of the unbroken run. Children are forked from a process that has imported everything. Exits with 1 where a run
+differs.
 """
 
 import json
@@ -98,17 +99,19 @@ class Stage:
         return f"{'; '.join(moments)}: differs in {', '.join(wrong)}" if wrong else ""
 
     def kill(self, run_dir: Path, draw: random.Random, within_save: bool) -> str:
-        if within_save:
-            at, where = draw.randint(1, self.operations), draw.choice(("before", "after"))
-            child, _ = self.start(run_dir, at, where)
-            code = child.wait()
-            return f"{where} operation {at} ({'killed' if code == -signal.SIGKILL else 'had ended'})"
-        child, _ = self.start(run_dir)
-        moment = draw.random() * self.seconds
-        child.ended.wait(moment)
-        child.kill(signal.SIGKILL)
-        code = child.wait()
-        return f"after {moment:.2f} s ({'killed' if code == -signal.SIGKILL else 'had ended'})"
+        """Starts the run, anew where it came to its end before the kill, until a kill has met it; the moment."""
+        while True:
+            at, where = (draw.randint(1, self.operations), draw.choice(("before", "after"))) if within_save else (0, "")
+            moment, began = draw.random() * self.seconds, time.monotonic()
+            child, saves = self.start(run_dir, at, where)
+            if not within_save:
+                child.ended.wait(moment)
+                child.kill(signal.SIGKILL)
+            if child.wait() == -signal.SIGKILL:
+                return f"{where} operation {at}" if within_save else f"after {moment:.2f} s"
+            self.seconds = min(self.seconds, time.monotonic() - began)  # the machine has become faster
+            shutil.rmtree(run_dir)
+            saves.unlink(missing_ok=True)
 
 
 def whole_after_kill(run_dir: Path, saves: Path) -> str:

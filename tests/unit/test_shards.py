@@ -201,7 +201,9 @@ def test_truncated_missing_and_changed_shards(index):
     with pytest.raises(UserError, match=f"000001.tar has {len(good) - 100} bytes.*says {len(good)}.*prepare again"):
         Shards(index)
     shard.write_bytes(good[:700] + bytes([good[700] ^ 1]) + good[701:])
-    with pytest.raises(UserError, match="train-000001.tar: SHA-256 is .* sample train-2 at byte 0: damaged"):
+    with pytest.raises(
+        UserError, match="train-000001.tar: SHA-256 is .* sample train-2 at byte 0: damaged"
+    ):
         Shards(index)
     assert Shards(index, verify="size").n("train") == 5
     shard.unlink()
