@@ -9,9 +9,11 @@ READY  := $(VENV)/.ready
 LIBRARY := eeg_gan/_C.json
 TORCHES ?= 2.11.0 2.14.1
 SEEDS  ?= 20
+KILLS  ?= 30
+SEED   ?= 0
 AUDIT  ?= source.simulated.image_size=16
 
-.PHONY: demo test lint ci test-heavy test-asan test-wheel test-big test-slurm audit-seeds clean check-machine install
+.PHONY: demo test lint ci test-heavy test-kill test-asan test-wheel test-big test-slurm audit-seeds clean check-machine install
 
 # What a part took, and its exit code.
 timed = start=$$SECONDS; $(2); code=$$?; echo "$(1) took $$((SECONDS - start)) s"; exit $$code
@@ -30,12 +32,17 @@ lint: install
 ci:
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-heavy
+	@$(MAKE) --no-print-directory test-kill
 	@$(MAKE) --no-print-directory audit-seeds SEEDS=3
 	@$(MAKE) --no-print-directory test-wheel TORCHES=2.11.0
 	@$(MAKE) --no-print-directory test-slurm
 
 test-heavy: install
 	@$(call timed,make test-heavy,$(SETTINGS) $(PY) -m pytest -m heavy --timeout=1800 $(TESTS))
+
+# KILLS runs killed by SIGKILL at random moments and within saves, each continued to the end of an unbroken one.
+test-kill: install
+	@$(call timed,make test-kill,HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=. $(PY) tests/kill/killing.py $(KILLS) $(SEED))
 
 # The CPU kernels and the simulated CUDA kernels under AddressSanitizer and UBSan, over the shapes of their tests.
 test-asan: install

@@ -56,7 +56,7 @@ log = logging.getLogger("eeg_gan")
 def entry() -> None:
     """The console script."""
     settle_threads()
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
 
 
 def settle_threads() -> None:
@@ -65,6 +65,20 @@ def settle_threads() -> None:
         # OpenMP threads that spin at every small barrier cost nothing on an idle machine, but where another program
         # has a core they wait for a thread that is not running: 54 against 176 images per s in the GAN on two cores.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+def leave(code: int) -> None:
+    """Ends the process; several ranks part together where all is well, and at once where one of them is lost.
+
+    To take apart a process group that has lost a rank can abort or wait for ever.
+    """
+    distributed = sys.modules.get("eeg_gan.distributed")  # not imported for help
+    if distributed is None or distributed.world_size() == 1 or (code in (DONE, AGAIN) and distributed.part()):
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,11 +97,7 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:  # every other exception is our mistake: the traceback is the report
         if hasattr(error, "format_message"):  # click's usage errors
             return _say(error.format_message(), USERS)
-        if type(error).__name__ != "Stopped":
-            return _ours()
-        _say(str(error), AGAIN)
-        error.hand_over()  # under submitit rank 0 asks for a requeue here, and does not come back
-        return AGAIN
+        return _leaving(error) if hasattr(error, "exit_code") else _ours()
 
 
 def stage(verb: str) -> ModuleType:
@@ -208,6 +218,15 @@ def set_up_logging() -> None:
         log.propagate = False
     main_process = os.environ.get("RANK", "0") == "0"  # ranks other than 0 speak only when something is wrong
     log.setLevel(logging.INFO if main_process else logging.WARNING)
+
+
+def _leaving(error: Exception) -> int:
+    """Of a run that stopped because it was asked to, or because another rank is lost."""
+    if not getattr(error, "said", False):
+        _say(str(error), error.exit_code)
+    if hasattr(error, "hand_over"):
+        error.hand_over()  # under submitit rank 0 asks for a requeue here, and does not come back
+    return error.exit_code
 
 
 def _say(message: str, code: int) -> int:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 class UserError(ValueError):
     """A mistake that the user can mend: the message states the fact, the cause and the cure. Exit code 2."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Key:

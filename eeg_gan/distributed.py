@@ -29,6 +29,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def part() -> bool:
+    """Takes the process group apart once all ranks have come here; False where one does not come."""
+    try:
+        barrier()
+        dist.destroy_process_group()
+    except RuntimeError:
+        return False
+    return True
+
+
 def own_part(total: int) -> slice:
     """The slice of a global batch of `total` items that this rank works on; ranks take consecutive parts."""
     parts = world_size()

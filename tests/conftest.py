@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 from eeg_gan import cli
 
@@ -51,3 +52,10 @@ def shards(runs, tmp_path) -> Path:
     """A copy of the debug shards that a test may damage; the path of its index.json."""
     shutil.copytree(runs / "prepare", tmp_path / "prepare")
     return tmp_path / "prepare" / "index.json"
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Commands in children of a process that has imported everything."""
+    with Warm() as started:
+        yield started

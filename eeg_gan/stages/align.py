@@ -100,7 +100,8 @@ def run(config: Config) -> None:
             while images < config.total_images:
                 indices = shuffled_at(config.seed, train.n, images, config.batch)
                 part = own_part(config.batch)
-                data = train.batch(indices[part])
+                with rt.meter.waiting():
+                    data = train.batch(indices[part])
                 eeg = draw_and_apply(
                     data["eeg"].to(rt.device),
                     generator_at(config.seed, "augment", images),
@@ -127,6 +128,7 @@ def run(config: Config) -> None:
                             "loss/train (nats)": loss,
                             "scale (1)": figures["scale"],
                             **{f"val/{name} (0 to 1)": value for name, value in figures.items() if name in RATES},
+                            **rt.meter.read(),
                         },
                     )
                     better = best is None or figures[config.select] > best[config.select]
@@ -136,7 +138,9 @@ def run(config: Config) -> None:
                 if stop and not last:
                     rt.leave(images)
         rt.finish(
-            f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']:.0f} images"
+            f"validation: retrieval top-1 {best['top1']:.3f}, top-5 {best['top5']:.3f} of {best['gallery']:.0f} images",
+            {name: value for name, value in best.items() if name != "images"},
+            images,
         )
 
 

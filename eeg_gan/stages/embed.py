@@ -26,11 +26,14 @@ from eeg_gan.stages.loading import (
     load_encoder,
     load_image2eeg,
     open_shards,
+    spread,
 )
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.stages.transferring import transferred
 from eeg_gan.training import checkpoint, runtime
 from eeg_gan.training.inference import over_all
+
+SHOWN = 1000  # features on the projector's page, with a thumbnail each
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def run(config: Config) -> None:
                 rt.check_stop()
         if rt.main:
             _write(rt, config, shards, parts, {"encoder_digest": digest, **about})
+            _show(rt, shards, parts)
         rt.finish(f"{sum(map(len, parts.values()))} features of length {next(iter(parts.values())).shape[1]}")
 
 
@@ -117,6 +121,21 @@ def _from_images(config: Config, rt: runtime.Runtime):
 
     about = {"of": OF_IMAGES, "target_digest": state.get("target_digest")}  # of the encoder whose features it predicts
     return forward, checkpoint.tensors_digest(regressor.state_dict()), about
+
+
+def _show(rt: runtime.Runtime, shards: Shards, parts: dict[str, Tensor]) -> None:
+    """Up to SHOWN features on TensorBoard's projector page, of the validation split: no labels of test are read."""
+    split = next((name for name in ("val", "train") if name in parts), None)
+    if split is None:
+        return
+    reader = Reader(shards, split)
+    picked = spread(reader.n, SHOWN)
+    rows = []
+    for i in picked:
+        meta = shards.metas(split)[i]
+        rows.append([shards.card.class_names[meta["label"]], meta["subject"] or "", str(meta["stimulus"] or "")])
+    pictures = reader.batch(picked)["image"] if shards.has_images else None
+    rt.log.embedding(parts[split][picked], ("class", "subject", "stimulus"), rows, pictures)
 
 
 def _write(rt: runtime.Runtime, config: Config, shards: Shards, parts: dict[str, Tensor], about: dict) -> None:

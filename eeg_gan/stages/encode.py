@@ -150,7 +150,9 @@ def run(config: Config) -> None:
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                eeg, labels, indices = (x.to(rt.device) for x in next(batches))
+                with rt.meter.waiting():
+                    found = next(batches)
+                eeg, labels, indices = (x.to(rt.device) for x in found)
                 eeg = draw_and_apply(eeg, generator_at(config.seed, "augment", images), config.augment, part, batch)
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 subject = None if layers is None else layers[indices.cpu()].to(rt.device)
@@ -167,6 +169,7 @@ def run(config: Config) -> None:
                         {
                             f"loss/train ({LOSS_UNIT[config.loss]})": loss,
                             **{f"val/{k} (0 to 1)": v for k, v in figures.items()},
+                            **rt.meter.read(),
                         },
                     )
                     better = best is None or figures[config.select] > best[config.select]
@@ -177,7 +180,9 @@ def run(config: Config) -> None:
                     rt.leave(images)
         rt.finish(
             f"validation: k-means accuracy {best['kmeans_accuracy']:.3f}, kNN {best['knn_accuracy']:.3f}, "
-            f"linear SVM {best['svm_accuracy']:.3f}"
+            f"linear SVM {best['svm_accuracy']:.3f}",
+            {name: value for name, value in best.items() if name != "images"},
+            images,
         )
 
 

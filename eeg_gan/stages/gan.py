@@ -78,7 +78,9 @@ def run(config: Config) -> None:
                 indices = shuffled_at(config.seed, train.n, images, config.batch)
                 batch = Batch(config, players, conditions, images)
                 part, number = own_part(config.batch), images // config.batch
-                real = to_float(train.batch(indices[part])["image"].to(rt.device))
+                with rt.meter.waiting():
+                    found = train.batch(indices[part])["image"]
+                real = to_float(found.to(rt.device))
                 c_real = batch.real_conditions(torch.as_tensor(indices))[part].to(rt.device)
 
                 means.add(step_discriminator(batch, real, c_real))
@@ -95,6 +97,7 @@ def run(config: Config) -> None:
                     replicas.check(replicas.of_networks(players.networks()), images)
                 if (number + 1) % config.guard.every == 0 and players.guard.must_go_back():
                     images = _go_back(rt, players, images)
+                    rt.log.back_to(images)
                     continue
                 bar.update(images, f"augment p {players.augment.p:.2f}")
 
@@ -109,7 +112,7 @@ def run(config: Config) -> None:
                     seen = {"images/per distinct picture (count)": images / len(distinct)}
                     left_out = {"gradient/steps left out (count)": players.guard.total}
                     now = {"augment/p (0 to 1)": players.augment.p, "condition/weight (0 to 1)": batch.weight}
-                    rt.log.scalars(images, {**means.reset(), **now, **seen, **left_out, **rows})
+                    rt.log.scalars(images, {**means.reset(), **now, **seen, **left_out, **rows, **rt.meter.read()})
                     rt.log.pictures(images, "fakes/validation trials", fixed.pictures(players.average))
                 elif rows:
                     rt.log.scalars(images, rows)
@@ -118,7 +121,9 @@ def run(config: Config) -> None:
                     save(rt, config, players, images, shards, known, best)
                 if stop and not last:
                     rt.leave(images)
-        rt.finish(f"{images / 1000:.1f} kimg, augmentation p {players.augment.p:.2f}")
+        figures = {name: value for name, value in (best or {}).items() if name != "images"}
+        figures |= {"augment_p": players.augment.p}
+        rt.finish(f"{images / 1000:.1f} kimg, augmentation p {players.augment.p:.2f}", figures, images)
 
 
 def _go_back(rt: runtime.Runtime, players: Players, images: int) -> int:

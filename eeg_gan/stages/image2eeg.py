@@ -119,7 +119,8 @@ def run(config: Config) -> None:
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
-                indices = torch.as_tensor(shuffled_at(config.seed, len(train.target_ND), images, config.batch))
+                with rt.meter.waiting():
+                    indices = torch.as_tensor(shuffled_at(config.seed, len(train.target_ND), images, config.batch))
                 draw_by_library(seed_at(config.seed, "dropout", images) + rank())
                 loss = step(rt, net, train, indices, images)
                 images += config.batch
@@ -133,7 +134,7 @@ def run(config: Config) -> None:
                         f"val/{name} ({'-1 to 1' if name == 'cosine' else '0 to 1'})": value
                         for name, value in figures.items()
                     }
-                    rt.log.scalars(images, {f"loss/train ({UNIT[config.loss]})": loss, **shown})
+                    rt.log.scalars(images, {f"loss/train ({UNIT[config.loss]})": loss, **shown, **rt.meter.read()})
                     better = best is None or figures[config.select] > best[config.select]
                     best = {"images": images, **figures} if better else best
                 if last or stop or better or runtime.crossed(images, config.batch, config.checkpoint_every):
@@ -142,7 +143,9 @@ def run(config: Config) -> None:
                     rt.leave(images)
         rt.finish(
             f"validation: cosine of predicted and measured feature {best['cosine']:.3f}, "
-            f"picture found {best['top1']:.3f}, k-means accuracy {best['kmeans_accuracy']:.3f}"
+            f"picture found {best['top1']:.3f}, k-means accuracy {best['kmeans_accuracy']:.3f}",
+            {name: value for name, value in best.items() if name != "images"},
+            images,
         )
 
 

@@ -130,7 +130,7 @@ def run(config: Config) -> None:
             about = {"gan": config.gan, "gan_digest": digest, "ema": config.ema, "space": config.space}
             about |= {"image": config.image or _key(config), "confounded": state["data"]["confounded"]}
             _write(rt.run_dir, latent, losses, {**about, **found})
-        rt.finish(f"PSNR {found['psnr_db']:.1f} dB, perceptual distance {found['perceptual']:.3f}")
+        rt.finish(f"PSNR {found['psnr_db']:.1f} dB, perceptual distance {found['perceptual']:.3f}", found, done)
 
 
 @torch.no_grad()

@@ -244,7 +244,8 @@ def _groups(rows: list[dict]) -> list[dict]:
     found: dict[tuple[str, str], dict] = {}
     for row in rows if any(row["images"] for row in rows) else ():  # stages that do not train log one point at 0
         for tag, value in row.items():
-            if tag == "images" or "/gallery" in tag or not np.isfinite(value):  # the gallery's size is no curve
+            machine = tag.startswith(("speed/", "memory/"))  # for TensorBoard; the gallery's size is no curve
+            if tag == "images" or machine or "/gallery" in tag or not np.isfinite(value):
                 continue
             name, _, unit = tag.partition(" (")
             kind, _, part = name.rpartition("/")

@@ -2,6 +2,9 @@
 
 run_dir/checkpoint-00000012800/  NAME.safetensors ...  state.json {images, files: {name: sha256}, meta, ...}
 run_dir/best.json                {checkpoint, metric, value}
+
+A folder under a checkpoint's name is whole from its first to its last moment: it comes and goes by a rename. What a
+killed process leaves beside it has a suffix: .partial (never finished), .replaced and .removed (no longer wanted).
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eeg_gan.config import UserError
+from eeg_gan.distributed import barrier, from_main, is_main
 
 PREFIX = "checkpoint-"
 log = logging.getLogger("eeg_gan")
@@ -36,19 +40,23 @@ class Checkpoint:
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """Writes beside, fsyncs, renames."""
-    final = run_dir / f"{PREFIX}{checkpoint.images:011d}"
-    partial = final.with_suffix(".partial")
+    final = _folder(run_dir, checkpoint.images)
+    partial, replaced = final.with_suffix(".partial"), final.with_suffix(".replaced")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {
             name: _write_tensors(partial / f"{name}.safetensors", group) for name, group in checkpoint.tensors.items()
         }
-        write_json(partial / "state.json", {"images": checkpoint.images, "files": files, **checkpoint.state})
-        if final.exists():  # the same state again, after a restart that had nothing left to do
-            shutil.rmtree(final)
+        state = {"images": checkpoint.images, "files": files, **checkpoint.state}
+        write_json(partial / "state.json", {**state, "sha256": _state_digest(state)})
+        _sync_folder(partial)
+        if final.exists():  # the same state again, or a damaged one
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(final, replaced)
         os.replace(partial, final)
         _sync_folder(run_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise _could_not_save(final, error) from None
@@ -58,17 +66,27 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
 def resume(
     run_dir: Path, modules: dict[str, nn.Module], optimisers: dict[str, torch.optim.Optimizer]
 ) -> tuple[int, dict[str, Any]]:
-    """Loads the newest checkpoint into networks and optimisers; returns its images and state, or (0, {}) to start."""
-    found = newest(run_dir)
-    if found is None:
+    """Loads the newest checkpoint into networks and optimisers; returns its images and state, or (0, {}) to start.
+
+    Rank 0 settles which one that is, and puts the folder in order: only the process that writes a run does that.
+    """
+    if is_main():
+        _put_in_order(run_dir)
+    found = newest(run_dir) if is_main() else None
+    images = int(from_main({"images": -1 if found is None else found.images})["images"])
+    if images < 0:
         return 0, {}
+    found = found or _at(run_dir, images)
     for name, module in modules.items():
         restore(module, found.tensors.get(name, {}), found.path)
     for name, optimiser in optimisers.items():
         restore_optimiser(optimiser, found.tensors.get(name, {}))
     best = found.state.get("best")
-    if best is not None and best["images"] == found.images:  # a kill between the save and the mark is mended here
-        mark_best(run_dir, found.images, found.state["select"], best[found.state["select"]])
+    if is_main():
+        _set_aside_after(run_dir, found.images)
+        if best is not None and _folder(run_dir, best["images"]).is_dir():  # a kill between save and mark is mended
+            mark_best(run_dir, best["images"], found.state["select"], best[found.state["select"]])
+    barrier()
     log.info("%s: going on at %d images", run_dir.name, found.images)
     return found.images, found.state
 
@@ -92,16 +110,48 @@ def save_run(
     forget(run_dir, keep)
 
 
+def _put_in_order(run_dir: Path) -> None:
+    """After a kill: what was whole and lost its name gets it back, what was half made or half deleted goes."""
+    for replaced in run_dir.glob(f"{PREFIX}*.replaced"):
+        if not replaced.with_suffix("").exists():
+            os.replace(replaced, replaced.with_suffix(""))
+    for suffix in ("partial", "replaced", "removed"):
+        for left in run_dir.glob(f"{PREFIX}*.{suffix}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _set_aside_after(run_dir: Path, images: int) -> None:
+    """Damaged checkpoints behind the one that is used would count as the newest; they stay under another name."""
+    for path in _all(run_dir):
+        if int(path.name.removeprefix(PREFIX)) > images:
+            aside = path.with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            log.warning("%s is set aside as %s", path, aside.name)
+
+
+def _folder(run_dir: Path, images: int) -> Path:
+    return run_dir / f"{PREFIX}{images:011d}"
+
+
+def _all(run_dir: Path) -> list[Path]:
+    """Folders with a checkpoint's name, from old to new."""
+    return sorted(run_dir.glob(f"{PREFIX}*[0-9]"))
+
+
 def mark_best(run_dir: Path, images: int, metric: str, value: float) -> None:
     """Points best.json at a checkpoint, atomically."""
-    write_json(run_dir / "best.json", {"checkpoint": f"{PREFIX}{images:011d}", "metric": metric, "value": value})
+    write_json(run_dir / "best.json", {"checkpoint": _folder(run_dir, images).name, "metric": metric, "value": value})
 
 
 def newest(run_dir: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; a damaged one is named and passed over."""
-    for path in sorted(run_dir.glob(f"{PREFIX}*[0-9]"), reverse=True):
+    for path in reversed(_all(run_dir)):
         try:
-            return load(path)
+            found = load(path)
+            if found.images != int(path.name.removeprefix(PREFIX)):
+                raise UserError(f"{path} holds the state of {found.images} images")
+            return found
         except UserError as error:
             log.warning("%s; going back to the checkpoint before it", error)
     return None
@@ -135,9 +185,9 @@ def chosen(run_dir: str | Path, at: int | None = None) -> Checkpoint:
 
 
 def _at(run_dir: Path, images: int) -> Checkpoint:
-    path = run_dir / f"{PREFIX}{images:011d}"
+    path = _folder(run_dir, images)
     if not path.is_dir():
-        held = [str(int(own.name.removeprefix(PREFIX))) for own in sorted(run_dir.glob(f"{PREFIX}*[0-9]"))]
+        held = [str(int(own.name.removeprefix(PREFIX))) for own in _all(run_dir)]
         raise UserError(
             f"{run_dir} holds no checkpoint of {images} images, but of {', '.join(held) or 'none'}; take one of these, "
             "or train again with keep_checkpoints=null"
@@ -149,17 +199,21 @@ def load(path: Path) -> Checkpoint:
     """Reads one checkpoint folder and checks every file against its digest."""
     try:
         state = json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a whole checkpoint (state.json: {error})") from None
+        images, files, digest = int(state["images"]), dict(state["files"]), state.pop("sha256", None)
+        if digest is not None and digest != _state_digest(state):
+            raise ValueError("its content does not have its recorded digest")
+    except (OSError, ValueError, KeyError, TypeError) as error:  # also bytes that are no text
+        reason = getattr(error, "strerror", None) or str(error) or "empty"
+        raise UserError(f"{path}: not a whole checkpoint (state.json: {reason})") from None
     tensors = {}
-    for name, digest in state["files"].items():
+    for name, digest in files.items():
         file = path / f"{name}.safetensors"
         if not file.exists():
             raise UserError(f"{file} is missing; the checkpoint is damaged, delete its folder to use the one before it")
         if file_digest(file) != digest:
             raise UserError(f"{file} does not have its recorded digest; delete {path} to use the checkpoint before it")
         tensors[name] = load_file(file)
-    return Checkpoint(state["images"], tensors, state, path)
+    return Checkpoint(images, tensors, state, path)
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], origin: object) -> None:
@@ -209,6 +263,12 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _state_digest(state: dict[str, Any]) -> str:
+    """Of a state as it comes back from JSON."""
+    text = json.dumps(json.loads(json.dumps(state)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -222,6 +282,7 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    _sync_folder(path.parent)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -264,7 +325,8 @@ def forget(run_dir: Path, keep: int | None) -> None:
         return
     best = run_dir / "best.json"
     kept = {json.loads(best.read_text())["checkpoint"]} if best.exists() else set()
-    paths = sorted(run_dir.glob(f"{PREFIX}*[0-9]"))
-    for path in paths[:-keep]:
+    for path in _all(run_dir)[:-keep]:
         if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            removed = path.with_suffix(".removed")
+            os.replace(path, removed)
+            shutil.rmtree(removed, ignore_errors=True)

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from eeg_gan.training import replicas, zero
+from eeg_gan.config import UserError
+from eeg_gan.training import replicas, watchdog, zero
 from eeg_gan.training.optim import set_learning_rate
 
 T = TypeVar("T")
@@ -49,9 +51,16 @@ def accelerator(config: Any) -> Accelerator:
     if zero.asked(config) is not None and not hasattr(config, "g_optim"):
         return zero.accelerator(config)
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
-        return Accelerator(cpu=True)
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo")])
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    timeout = timedelta(seconds=watchdog.timeout_s() + 120)  # the watchdog acts before, and says which rank hangs
+    backend = {} if cpu else {"backend": "cuda:nccl,cpu:gloo"}
+    try:
+        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)])
+    except torch.distributed.DistError as error:
+        raise UserError(
+            f"the {os.environ.get('WORLD_SIZE')} processes that the launcher asked for did not come together within "
+            f"{timeout.seconds} s ({str(error).splitlines()[0]}); look for those that did not start"
+        ) from None
 
 
 def prepare(rt: Any, model: nn.Module, optimiser: torch.optim.Optimizer) -> "Engine":
@@ -64,7 +73,7 @@ class Engine:
     """accelerate alone: DistributedDataParallel where there are several processes."""
 
     def __init__(self, rt: Any, model: nn.Module, optimiser: torch.optim.Optimizer):
-        self.accelerator, self.model, self.optimiser = rt.accelerator, model, optimiser
+        self.rt, self.accelerator, self.model, self.optimiser = rt, rt.accelerator, model, optimiser
         self.clip_norm, self.check_every, self.steps = rt.config.optim.clip_norm, rt.config.engine.check_every, 0
         self.net, self.wrapped = rt.accelerator.prepare(model, optimiser)
 
@@ -76,6 +85,7 @@ class Engine:
         set_learning_rate(self.wrapped, lr)
         self.wrapped.zero_grad()
         self.accelerator.backward(loss)
+        self.rt.meter.gradients(self.rt.verb, self.net)
         if self.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         self.wrapped.step()

@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
 from eeg_gan.ops import library
-from eeg_gan.training import engine, world, zero
+from eeg_gan.training import engine, watchdog, world, zero
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
+from eeg_gan.training.meter import Meter
 from eeg_gan.training.preempt import Flag, Stopped, watch
 
 # Keys that may change when a run goes on: where it ends, when it is looked at, how data are fetched, and whether a GPU
@@ -52,7 +53,7 @@ class Runtime:
         self.verb, self.config, self.run_dir, self.accelerator, self.flag = verb, config, run_dir, accelerator, flag
         self.device = accelerator.device
         self.main = is_main()
-        self.log = Log(run_dir, active=False)
+        self.log, self.meter = Log(run_dir, active=False), Meter(self.device)
         self.record = _read_json(run_dir / "run.json")
         self.began, self._saved_s = time.monotonic(), self.record.get("seconds", 0.0)
         self._processes_before = self.record.get("processes")
@@ -107,14 +108,18 @@ class Runtime:
             )
         if self.main and (reason := library.why_not(self.device.type)):
             log.info("plain PyTorch serves for the operators: %s (`eeg-gan doctor` has the cure)", reason)
-        self.log = Log(self.run_dir, self.main, images)
-        self.log.text("config", f"```yaml\n{yaml.safe_dump(to_dict(self.config), sort_keys=False)}\n```")
+        self.log, self.meter = Log(self.run_dir, self.main, images), Meter(self.device, images)
+        config = to_dict(self.config)
+        self.log.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}\n```", images)
+        self.log.start(config)
 
     def bar(self, total: int, start: int = 0, label: str | None = None) -> Bar:
         return Bar(label or self.verb, total, start, self.main)
 
     def must_stop(self, images: int) -> bool:
         """True on all ranks after a signal, or once `stop_after` images are reached."""
+        watchdog.got_on()
+        self.meter.stepped(images)
         limit = getattr(self.config, "stop_after", None)
         return self.flag.agreed() or (limit is not None and images >= limit)
 
@@ -124,11 +129,13 @@ class Runtime:
 
     def check_stop(self) -> None:
         """For stages without checkpoints: leave now if asked; what is half done is made again. All ranks call this."""
+        watchdog.got_on()
         if self.flag.agreed():
             self._leave_undone()
 
     def check_stop_here(self) -> None:
         """The same inside `on_main`, where the other ranks wait and cannot agree."""
+        watchdog.got_on()
         if self.flag.signal is not None:
             self._leave_undone()
 
@@ -146,12 +153,18 @@ class Runtime:
         if any_rank(error is not None):
             raise error or Stopped(f"{self.verb}: rank 0 left")
 
-    def finish(self, headline: str) -> None:
-        """Marks the stage as done with its config and says its headline figure."""
+    def finish(self, headline: str, metrics: Mapping[str, float] | None = None, images: int = 0) -> None:
+        """Marks the stage as done with its config and says its headline figure.
+
+        `metrics` are its final figures, with which run.json and TensorBoard compare runs.
+        """
         if self.record.get("confounded") and "confounded" not in headline:
             headline += "; confounded"
         self.record["done"] = to_dict(self.config)
         self.record["headline"] = headline
+        if metrics is not None:
+            self.record["metrics"] = {name: float(value) for name, value in metrics.items()}
+            self.log.finish(images, self.record["metrics"])
         self.save_record()
         if self.main:
             log.info("%-12s %s  (%.0f s)", self.name, headline, self.seconds)
@@ -168,6 +181,7 @@ class Runtime:
 
     def save_record(self) -> None:
         """Writes run.json: what ran, on what, for how long, and which splits were read."""
+        watchdog.got_on()
         self.record["seconds"] = self.seconds
         if self.main:
             write_json(self.run_dir / "run.json", self.record)
@@ -183,23 +197,24 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
     run_dir = Path(config.run_dir)
     accelerator = engine.accelerator(config)
-    world.check(accelerator.num_processes)
-    make_folder(run_dir)
-    with watch() as flag, _lock(run_dir):
-        claim(run_dir, verb, config)
-        runtime = Runtime(verb, config, run_dir, accelerator, flag)
-        runtime.record.update(
-            verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
-        )
-        runtime.record["engine"] = zero.asked(config) or "accelerate"
-        if runtime.done:
-            log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
-        try:
-            yield runtime
-        finally:
-            runtime.log.close()
-            if not runtime.done:
-                runtime.save_record()
+    with watchdog.over(verb):
+        world.check(accelerator.num_processes)
+        make_folder(run_dir)
+        with watch() as flag, _lock(run_dir):
+            claim(run_dir, verb, config)
+            runtime = Runtime(verb, config, run_dir, accelerator, flag)
+            runtime.record.update(
+                verb=verb, version=__version__, torch=torch.__version__, host=platform.machine(), processes=world_size()
+            )
+            runtime.record["engine"] = zero.asked(config) or "accelerate"
+            if runtime.done:
+                log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
+            try:
+                yield runtime
+            finally:
+                runtime.log.close()
+                if not runtime.done:
+                    runtime.save_record()
 
 
 def make_folder(run_dir: Path) -> None:

@@ -213,10 +213,14 @@ class EncodeGame:
         from eeg_gan.models.eeg import EncoderConfig, build_encoder
         from eeg_gan.stages import encode
         from eeg_gan.training import engine, optim
+        from eeg_gan.training.meter import Meter
 
         accelerator = Accelerator(cpu=True)
         config = configs.from_dict(encode.Config, {"run_dir": "r", "loader": {"index": "i"}}, "bench")
-        self.rt = SimpleNamespace(accelerator=accelerator, device=torch.device("cpu"), config=config)
+        meter = Meter(torch.device("cpu"))
+        self.rt = SimpleNamespace(
+            accelerator=accelerator, device=torch.device("cpu"), config=config, meter=meter, verb="encode"
+        )
         torch.manual_seed(0)
         encoder = build_encoder(EncoderConfig(name="lstm"), 128, 440)
         model = encode.Encoder(encoder, None, config.encoder)

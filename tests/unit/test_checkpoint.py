@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -45,17 +47,100 @@ def test_a_kill_between_save_and_mark_is_mended(tmp_path):
     assert checkpoint.chosen(tmp_path).images == 20
 
 
-def test_damage_is_named_and_passed_over(tmp_path):
-    saved(tmp_path, 10)
-    saved(tmp_path, 20)
-    state = tmp_path / "checkpoint-00000000020" / "state.json"
-    state.write_text(state.read_text()[:-5])
-    with pytest.raises(UserError, match="not a whole checkpoint"):
-        checkpoint.load(state.parent)
-    assert checkpoint.newest(tmp_path).images == 10
-    (tmp_path / "checkpoint-00000000010" / "state.json").unlink()
-    with pytest.raises(UserError, match=r"of its checkpoints \(2\) none is whole"):
-        checkpoint.chosen(tmp_path)
+def emptied(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+
+
+def flipped(name):
+    def flip(folder):
+        raw = bytearray((folder / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (folder / name).write_bytes(raw)
+
+    return flip
+
+
+DAMAGE = {
+    "state cut": (cut("state.json"), "not a whole checkpoint"),
+    "state flipped": (flipped("state.json"), "not a whole checkpoint"),
+    "state emptied": (lambda folder: (folder / "state.json").write_bytes(b""), "not a whole checkpoint"),
+    "state of zeros": (lambda folder: (folder / "state.json").write_bytes(bytes(400)), "not a whole checkpoint"),
+    "state is a list": (lambda folder: (folder / "state.json").write_text("[]"), "not a whole checkpoint"),
+    "another value": (
+        lambda folder: (folder / "state.json").write_text(
+            (folder / "state.json").read_text().replace('"accuracy": 0.5', '"accuracy": 0.9')
+        ),
+        "does not have its recorded digest",
+    ),
+    "tensors cut": (cut("net.safetensors"), "does not have its recorded digest"),
+    "tensors flipped": (flipped("net.safetensors"), "does not have its recorded digest"),
+    "tensors gone": (lambda folder: (folder / "opt.safetensors").unlink(), "is missing"),
+    "folder emptied": (emptied, "not a whole checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_passed_over_and_set_aside(tmp_path, caplog, monkeypatch, name):
+    monkeypatch.setattr(checkpoint.log, "propagate", True)
+    damage, said = DAMAGE[name]
+    net, _ = saved(tmp_path, 10, best={"images": 10, "accuracy": 0.5})
+    saved(tmp_path, 20, 0.7, best={"images": 20, "accuracy": 0.5})
+    damage(tmp_path / "checkpoint-00000000020")
+    with pytest.raises(UserError, match=said):
+        checkpoint.load(tmp_path / "checkpoint-00000000020")
+    assert checkpoint.newest(tmp_path).images == 10, "a reader passes over it, and leaves it where it is"
+    other = nn.Linear(2, 1)
+    assert checkpoint.resume(tmp_path, {"net": other}, {})[0] == 10
+    torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
+    assert said in caplog.text and "going back to the checkpoint before it" in caplog.text
+    assert (tmp_path / "checkpoint-00000000020.damaged").is_dir() and checkpoint.chosen(tmp_path).images == 10
+    saved(tmp_path, 15)
+    assert checkpoint.newest(tmp_path).images == 15, "what is damaged takes no place among the newest two"
+    assert sorted(path.name[-2:] for path in checkpoint._all(tmp_path)) == ["10", "15"]
+
+
+@pytest.mark.parametrize("operation", range(25))
+def test_a_kill_at_any_file_operation_loses_no_checkpoint(tmp_path, monkeypatch, operation):
+    """An exception that nothing catches stands for the kill: it stops the save before its n-th operation on files."""
+    for images in (10, 20):
+        saved(tmp_path, images, images / 100)
+    whole = checkpoint.newest(tmp_path)
+    again = Checkpoint(20, {"net": {"x": torch.ones(3)}}, {"best": None, "select": None})
+    count = iter(range(operation))
+
+    class Killed(BaseException):
+        pass
+
+    def counted(function):
+        def run(*arguments, **keywords):
+            if next(count, None) is None:
+                raise Killed
+            return function(*arguments, **keywords)
+
+        return run
+
+    for module, name in [(os, "replace"), (os, "fsync"), (shutil, "rmtree"), (checkpoint, "save_file")]:
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    killed = False
+    try:
+        checkpoint.save(tmp_path, again)
+        checkpoint.save(tmp_path, Checkpoint(30, again.tensors, again.state))
+        checkpoint.forget(tmp_path, 2)
+    except Killed:
+        killed = True
+    monkeypatch.undo()
+    assert killed or operation >= 24, "every operation is tried"
+    checkpoint.resume(tmp_path, {}, {})
+    found = checkpoint.newest(tmp_path)
+    assert found.images >= whole.images
+    assert {path.name for path in tmp_path.iterdir()} <= {f"checkpoint-{n:011d}" for n in (10, 20, 30)}
+    for path in checkpoint._all(tmp_path):
+        checkpoint.load(path)
 
 
 def test_half_written_folders_are_no_checkpoints(tmp_path):
