@@ -277,7 +277,8 @@ def test_a_container_without_slurm_inside_is_requeued_from_outside(folder, long_
     (tools / "apptainer").write_text(APPTAINER)
     (tools / "apptainer").chmod(0o755)
     container = f"container={{kind: apptainer, image: image.sif, python: {sys.executable}}}"
-    job = submit(run_dir, long_run, container, f"setup=['export PATH={tools}:$PATH']")
+    half = f"total_images={total_of(long_run) // 512 * 256}"
+    job = submit(run_dir, [*long_run, half], container, f"setup=['export PATH={tools}:$PATH']")
     training(run_dir)
     output("scancel", "--signal=USR2", job)
     wait(lambda: job_facts(job).get("Restarts") == "1", "the requeue of a job in a container")
