@@ -32,7 +32,7 @@ class Job:
         with scratch():
             code = cli.main(self.argv)
         if code:
-            sys.exit(code)  # not an exception, which submitit would call a crash
+            cli.leave(code)  # not an exception, which submitit would call a crash
 
     def checkpoint(self):
         """What a requeued job runs; nothing is saved here, as only rank 0 gets here, within a signal's handler."""
@@ -55,7 +55,7 @@ def main() -> None:
     os.chdir(folder)
     with scratch():
         code = cli.main(words[1:])
-    sys.exit(code)
+    cli.leave(code)
 
 
 def export_ranks() -> None:

@@ -104,6 +104,14 @@ def test_damage_is_named_passed_over_and_set_aside(tmp_path, caplog, monkeypatch
     assert sorted(path.name[-2:] for path in checkpoint._all(tmp_path)) == ["10", "15"]
 
 
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    for images in (10, 20):
+        saved(tmp_path, images)
+        (tmp_path / f"checkpoint-000000000{images}" / "state.json").unlink()
+    with pytest.raises(UserError, match=r"of its checkpoints \(2\) none is whole"):
+        checkpoint.chosen(tmp_path)
+
+
 @pytest.mark.parametrize("operation", range(25))
 def test_a_kill_at_any_file_operation_loses_no_checkpoint(tmp_path, monkeypatch, operation):
     """An exception that nothing catches stands for the kill: it stops the save before its n-th operation on files."""
