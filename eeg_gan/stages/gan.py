@@ -71,7 +71,7 @@ def run(config: Config) -> None:
             val = Reader(shards, "val", config.loader.cache_mb, config.loader.workers)
             judging = GanEvaluation(config, train, val, known, rt.device)
         log.info("%d training trials show %d distinct pictures", train.n, len(distinct))
-        fixed, means = Fixed(shards, known, config), Means()
+        fixed, means = Fixed(shards, known, config), Means(state.get("means"), rt.device)
 
         with rt.bar(config.total_images, images) as bar:
             while images < config.total_images:
@@ -118,7 +118,7 @@ def run(config: Config) -> None:
                     rt.log.scalars(images, rows)
                 due = better or runtime.crossed(images, config.batch, config.checkpoint_every)
                 if last or stop or (due and players.guard.healthy()):
-                    save(rt, config, players, images, shards, known, best)
+                    save(rt, config, players, images, shards, known, best, means.state_dict())
                 if stop and not last:
                     rt.leave(images)
         figures = {name: value for name, value in (best or {}).items() if name != "images"}
@@ -187,8 +187,14 @@ class Fixed:
 class Means:
     """Means of scalars since the last reset; tensors are read only then."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[Tensor, int]] = {}
+    def __init__(self, state: dict | None = None, device: torch.device | None = None) -> None:
+        self.sums: dict[str, tuple[Tensor, int]] = {
+            tag: (torch.tensor(total, device=device), count) for tag, (total, count) in (state or {}).items()
+        }
+
+    def state_dict(self) -> dict[str, list]:
+        """What is not logged yet, so that a row after a restart covers all its steps; every rank calls this."""
+        return {tag: [float(mean_over_ranks(total)), count] for tag, (total, count) in self.sums.items()}
 
     def add(self, values: dict[str, Tensor]) -> None:
         for tag, value in values.items():
@@ -209,6 +215,7 @@ def save(
     shards: Shards,
     known: Features,
     best: dict | None,
+    means: dict,
 ) -> None:
     players.gather()
     if rt.main:
@@ -226,6 +233,7 @@ def save(
             "encoder_digest": known.meta["encoder_digest"],
             "tower": players.tower,
             "best": best,
+            "means": means,
         }
         select = config.evaluate.select if best is not None else None
         networks, optimisers = players.networks(), players.optimisers()
