@@ -80,7 +80,8 @@ def test_a_rank_that_dies_ends_the_other(tmp_path, runs, warm, dead):
     assert checkpoint.newest(tmp_path / "e").images >= 64
 
 
-@pytest.mark.parametrize("hung", [pytest.param(0, marks=HEAVY), 1])
+@HEAVY
+@pytest.mark.parametrize("hung", [0, 1])
 def test_a_rank_that_hangs_ends_both(tmp_path, runs, warm, hung):
     hook = AFTER.format(n=6, what="time.sleep(10_000)")
     both = warm.ranks(encode(runs, tmp_path / "e"), tmp_path, {hung: hook}, EEG_GAN_RANK_TIMEOUT_S="60")

@@ -60,7 +60,7 @@ def test_figures_are_there(demo):
     run_dir, _, before = demo
     metrics = json.loads((run_dir / "metrics.json").read_text())
     for name in WANTED:
-        assert metrics[name].keys() == {"value", "low", "high", "chance", "n"} and metrics[name]["value"] is not None
+        assert metrics[name].keys() >= {"value", "low", "high", "chance", "n"} and metrics[name]["value"] is not None
     assert metrics["demo/seconds"]["value"] > before > 0
     assert 0.1 < metrics["demo/peak_memory_gb"]["value"] < 4
 

@@ -247,7 +247,7 @@ def damage(folder):
 
 
 def test_verify_names_every_file_and_sample(data, tmp_path, caplog, capsys, monkeypatch):
-    monkeypatch.setattr("eeg_gan.cli._set_up_logging", lambda: None)  # so that the log reaches the test
+    monkeypatch.setattr("eeg_gan.cli.set_up_logging", lambda: None)  # so that the log reaches the test
     assert cli.main(words(data, tmp_path, ALLOWED)) == 0
     command = ["prepare", "--verify", *words(data, tmp_path, ALLOWED)[1:]]
     caplog.set_level("INFO", "eeg_gan")
@@ -262,7 +262,7 @@ def test_verify_names_every_file_and_sample(data, tmp_path, caplog, capsys, monk
 
 
 def test_verify_sees_another_index(data, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("eeg_gan.cli._set_up_logging", lambda: None)
+    monkeypatch.setattr("eeg_gan.cli.set_up_logging", lambda: None)
     assert cli.main(words(data, tmp_path, ALLOWED)) == 0
     index = json.loads((tmp_path / "index.json").read_text())
     index["splits"]["val"][0]["samples"].pop()
