@@ -35,7 +35,6 @@ ci:
 	@$(MAKE) --no-print-directory test-kill
 	@$(MAKE) --no-print-directory audit-seeds SEEDS=3
 	@$(MAKE) --no-print-directory test-wheel TORCHES=2.11.0
-	@$(MAKE) --no-print-directory test-slurm
 
 test-heavy: install
 	@$(call timed,make test-heavy,$(SETTINGS) $(PY) -m pytest -m heavy --timeout=1800 $(TESTS))
