@@ -28,7 +28,7 @@ test: install lint
 lint: install
 	$(PY) -m ruff check .
 
-# What continuous integration runs: about forty minutes on two cores.
+# What continuous integration runs: about forty minutes on two cores. `make test-slurm` starts daemons and is asked for by hand.
 ci:
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-heavy
