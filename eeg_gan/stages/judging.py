@@ -3,20 +3,14 @@
 import functools
 import hashlib
 import json
-import logging
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eeg_gan import __version__
-from eeg_gan.config import UserError
 from eeg_gan.data.loader import Reader
 from eeg_gan.data.shards import Shards
 from eeg_gan.distributed import any_rank, barrier, generator_at, is_main
@@ -26,12 +20,11 @@ from eeg_gan.metrics.generated import OF_TRAINING, Seen, Sets, linear_probe
 from eeg_gan.models.image_tower import TowerConfig, build_tower
 from eeg_gan.models.stylegan2.generator import Generator
 from eeg_gan.stages.loading import unique_images
-from eeg_gan.training import checkpoint
+from eeg_gan.training import checkpoint, kept
 from eeg_gan.training.inference import over_all
 
 VERSION = 1  # of what is kept; raise it when a detector here changes
 Fetch = Callable[[list[int]], Tensor]
-log = logging.getLogger("eeg_gan")
 
 
 def open_detector(config: DetectorConfig) -> nn.Module:
@@ -169,28 +162,13 @@ def class_pairs(labels: np.ndarray, most: int = 1000) -> list[tuple[int, int]]:
 
 
 def _read(path: Path, n: int) -> Seen | None:
-    """What is kept, or None where it is missing or not what was written."""
-    if not path.exists():
+    """What is kept of `n` pictures, or None."""
+    tensors = kept.read(path, "the pictures are looked at again")
+    if tensors is None or len(tensors["features"]) != n:
         return None
-    try:
-        tensors = load_file(path)
-        digest = bytes(tensors.pop("digest").tolist()).hex()
-        if digest != checkpoint.tensors_digest(tensors) or len(tensors["features"]) != n:
-            raise ValueError("its digest is not the one that was written")
-        return Seen(tensors["features"].numpy(), tensors["logits"].numpy())
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        log.warning("%s cannot be used (%s); the pictures are looked at again", path, error)
-        return None
+    return Seen(tensors["features"].numpy(), tensors["logits"].numpy())
 
 
 def _write(path: Path, seen: Seen) -> None:
     tensors = {"features": torch.from_numpy(seen.features), "logits": torch.from_numpy(seen.logits)}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    digest = torch.tensor(list(bytes.fromhex(checkpoint.tensors_digest(tensors))), dtype=torch.uint8)
-    own = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}")  # several runs may look at once
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tensors(own, {**tensors, "digest": digest})
-        os.replace(own, path)
-    except (OSError, UserError) as error:
-        log.warning("%s; the pictures will be looked at again next time", error)
+    kept.write(path, tensors, "the pictures will be looked at again next time")

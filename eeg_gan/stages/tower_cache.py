@@ -4,24 +4,16 @@ What is kept is found by the digest of the tower and by that of each picture, so
 pictures, or a later run, computes only what it has not seen.
 """
 
-import logging
-import os
-import socket
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from eeg_gan.config import UserError
 from eeg_gan.data.loader import Reader
 from eeg_gan.distributed import barrier, is_main, sum_over_ranks
 from eeg_gan.models.image_tower import ImageTower, tower_digest
 from eeg_gan.stages.loading import embed_images, unique_images
-from eeg_gan.training import checkpoint
-
-log = logging.getLogger("eeg_gan")
+from eeg_gan.training import kept
 
 
 def cache_folder(run_dir: str | Path) -> Path:
@@ -64,19 +56,12 @@ def _from_main(x: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Embedding by the sha256 of the picture; nothing where the file is missing or not what was written."""
-    if not path.exists():
+    """Embedding by the sha256 of the picture."""
+    tensors = kept.read(path, "its embeddings are computed again")
+    if tensors is None:
         return {}
-    try:
-        tensors = load_file(path)
-        digest = bytes(tensors.pop("digest").tolist()).hex()
-        if digest != checkpoint.tensors_digest(tensors):
-            raise ValueError("its digest is not the one that was written")
-        names = [bytes(row).hex() for row in tensors["pictures"].numpy()]
-        return dict(zip(names, tensors["embeddings"], strict=True))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        log.warning("%s cannot be used (%s); its embeddings are computed again", path, error)
-        return {}
+    names = [bytes(row).hex() for row in tensors["pictures"].numpy()]
+    return dict(zip(names, tensors["embeddings"], strict=True))
 
 
 def _write(path: Path, known: dict[str, Tensor]) -> None:
@@ -85,11 +70,4 @@ def _write(path: Path, known: dict[str, Tensor]) -> None:
         "pictures": torch.tensor([list(bytes.fromhex(name)) for name in names], dtype=torch.uint8),
         "embeddings": torch.stack([known[name] for name in names]),
     }
-    digest = torch.tensor(list(bytes.fromhex(checkpoint.tensors_digest(tensors))), dtype=torch.uint8)
-    own = path.with_name(f"{path.stem}.{socket.gethostname()}.{os.getpid()}")  # several runs may write at once
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_tensors(own, {**tensors, "digest": digest})
-        os.replace(own, path)
-    except (OSError, UserError) as error:
-        log.warning("%s; the embeddings will be computed again next time", error)
+    kept.write(path, tensors, "the embeddings will be computed again next time")
