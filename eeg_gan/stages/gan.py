@@ -56,7 +56,8 @@ def run(config: Config) -> None:
         players = build(config, resolution, conditions.features, rt.device)
         tower = {} if players.tower is None else {"tower": players.tower}
         rt.inputs(files, shards=shards.digest, features=known.meta["encoder_digest"], **tower)
-        images, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
+        networks, optimisers = players.networks(), players.optimisers()
+        images, state = checkpoint.resume(rt.run_dir, networks, optimisers, config.keep_checkpoints)
         players.load_state_dict({**players.state_dict(), **state.get("players", {})})
         if images == 0 and config.transfer.run is not None:
             _transfer(players, config, shards.split_digest)
@@ -96,7 +97,7 @@ def run(config: Config) -> None:
                 if (number + 1) % config.engine.check_every == 0:
                     replicas.check(replicas.of_networks(players.networks()), images)
                 if (number + 1) % config.guard.every == 0 and players.guard.must_go_back():
-                    images = _go_back(rt, players, images)
+                    images = _go_back(rt, config, players, images)
                     rt.log.back_to(images)
                     continue
                 bar.update(images, f"augment p {players.augment.p:.2f}")
@@ -126,10 +127,11 @@ def run(config: Config) -> None:
         rt.finish(f"{images / 1000:.1f} kimg, augmentation p {players.augment.p:.2f}", figures, images)
 
 
-def _go_back(rt: runtime.Runtime, players: Players, images: int) -> int:
+def _go_back(rt: runtime.Runtime, config: Config, players: Players, images: int) -> int:
     """The newest checkpoint again, or the initial weights if there is none; returns its count of images."""
     guard = players.guard
-    to, state = checkpoint.resume(rt.run_dir, players.networks(), players.optimisers())
+    networks, optimisers = players.networks(), players.optimisers()
+    to, state = checkpoint.resume(rt.run_dir, networks, optimisers, config.keep_checkpoints)
     if not state:
         raise UserError(
             f"training diverged within {images} images, before the first checkpoint: gradients are not finite; lower "

@@ -64,11 +64,15 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
 
 
 def resume(
-    run_dir: Path, modules: dict[str, nn.Module], optimisers: dict[str, torch.optim.Optimizer]
+    run_dir: Path,
+    modules: dict[str, nn.Module],
+    optimisers: dict[str, torch.optim.Optimizer],
+    keep: int | None = 2,
 ) -> tuple[int, dict[str, Any]]:
     """Loads the newest checkpoint into networks and optimisers; returns its images and state, or (0, {}) to start.
 
     Rank 0 settles which one that is, and puts the folder in order: only the process that writes a run does that.
+    `keep` is what `save_run` was given: a kill may have come between the last save and its deletions.
     """
     if is_main():
         _put_in_order(run_dir)
@@ -86,6 +90,7 @@ def resume(
         _set_aside_after(run_dir, found.images)
         if best is not None and _folder(run_dir, best["images"]).is_dir():  # a kill between save and mark is mended
             mark_best(run_dir, best["images"], found.state["select"], best[found.state["select"]])
+        forget(run_dir, keep)
     barrier()
     log.info("%s: going on at %d images", run_dir.name, found.images)
     return found.images, found.state

@@ -47,6 +47,18 @@ def test_a_kill_between_save_and_mark_is_mended(tmp_path):
     assert checkpoint.chosen(tmp_path).images == 20
 
 
+def test_a_kill_between_save_and_deletions_is_mended(tmp_path, monkeypatch):
+    for images in (10, 20):
+        saved(tmp_path, images)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "forget", lambda run_dir, keep: None)  # as if the run had died before it
+        saved(tmp_path, 30)
+    checkpoint.resume(tmp_path, {}, {}, keep=None)
+    assert len(checkpoint._all(tmp_path)) == 3, "a run that keeps all keeps all"
+    checkpoint.resume(tmp_path, {}, {})
+    assert [path.name[-2:] for path in checkpoint._all(tmp_path)] == ["20", "30"]
+
+
 def emptied(folder):
     for file in folder.iterdir():
         file.unlink()
