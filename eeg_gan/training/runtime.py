@@ -34,6 +34,7 @@ MAY_CHANGE += (
     "engine.check_every",
     "engine.bucket_mb",
     "engine.overlap",
+    "micro_batch",
     "workers",
     "seeds",
     "keep_checkpoints",
@@ -199,7 +200,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     accelerator = engine.accelerator(config)
     if accelerator.device.type == "cpu":
         heap.keep_freed()
-    with watchdog.over(verb):
+    with watchdog.over(verb), _memory(config):
         world.check(accelerator.num_processes)
         make_folder(run_dir)
         with watch() as flag, _lock(run_dir):
@@ -217,6 +218,19 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
                 runtime.log.close()
                 if not runtime.done:
                     runtime.save_record()
+
+
+@contextlib.contextmanager
+def _memory(config: Any) -> Iterator[None]:
+    """Memory that does not suffice is the user's to mend, by a key that the config knows best."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, its CPU's has no class
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        less = getattr(config, "with_less_memory", lambda processes: "lower batch, or take a larger machine")
+        fact = (str(error).splitlines() or ["not enough memory"])[0]
+        raise UserError(f"{fact} Cure: {less(world_size())}; the same command goes on") from None
 
 
 def make_folder(run_dir: Path) -> None:
