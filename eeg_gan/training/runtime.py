@@ -228,9 +228,13 @@ def _memory(config: Any) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, its CPU's has no class
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        less = getattr(config, "with_less_memory", lambda processes: "lower batch, or take a larger machine")
-        fact = (str(error).splitlines() or ["not enough memory"])[0]
-        raise UserError(f"{fact} Cure: {less(world_size())}; the same command goes on") from None
+        cure = "take a machine with more memory, or lower batch where there is such a key"
+        if hasattr(config, "with_less_memory"):
+            cure = config.with_less_memory(world_size())
+        elif hasattr(config, "engine"):
+            cure = "start more processes, among which the batch is divided; or lower it, which trains something else"
+        fact = (str(error).splitlines() or ["there is not enough memory"])[0].rstrip(".")
+        raise UserError(f"{fact}. Cure: {cure}; the same command goes on") from None
 
 
 def make_folder(run_dir: Path) -> None:
