@@ -34,6 +34,7 @@ MAY_CHANGE += (
     "engine.check_every",
     "engine.bucket_mb",
     "engine.overlap",
+    "micro_batch",
     "workers",
     "seeds",
     "keep_checkpoints",
@@ -199,7 +200,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     accelerator = engine.accelerator(config)
     if accelerator.device.type == "cpu":
         heap.keep_freed()
-    with watchdog.over(verb):
+    with watchdog.over(verb), _memory(config):
         world.check(accelerator.num_processes)
         make_folder(run_dir)
         with watch() as flag, _lock(run_dir):
@@ -217,6 +218,23 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
                 runtime.log.close()
                 if not runtime.done:
                     runtime.save_record()
+
+
+@contextlib.contextmanager
+def _memory(config: Any) -> Iterator[None]:
+    """Memory that does not suffice is the user's to mend, by a key that the config knows best."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, its CPU's has no class
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        cure = "take a machine with more memory, or lower batch where there is such a key"
+        if hasattr(config, "with_less_memory"):
+            cure = config.with_less_memory(world_size())
+        elif hasattr(config, "engine"):
+            cure = "start more processes, among which the batch is divided; or lower it, which trains something else"
+        fact = (str(error).splitlines() or ["there is not enough memory"])[0].rstrip(".")
+        raise UserError(f"{fact}. Cure: {cure}; the same command goes on") from None
 
 
 def make_folder(run_dir: Path) -> None:
