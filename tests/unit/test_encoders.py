@@ -53,6 +53,18 @@ def test_parameter_counts_are_those_of_the_paper():
     assert cnn.map_size == (28, 8)
 
 
+def test_lstm_forgets_the_start_of_a_window_and_remember_keeps_it():
+    felt = {}
+    for remember in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(4, 3, 128, requires_grad=True)
+        encoder = build_encoder(EncoderConfig(name="lstm", hidden=16, layers=2, dim=8, remember=remember), 3, 128)
+        (encoder(x) * torch.randn(8)).sum().backward()
+        size = x.grad.abs().mean((0, 1))
+        felt[remember] = float(size[32:64].mean() / size[-8:].mean())
+    assert felt[False] < 1e-6 and felt[True] > 1e-3, felt
+
+
 def test_cnn_without_keep_time_has_the_strides_of_the_paper():
     for (n_chans, n_times), size in {(14, 32): (2, 1), (124, 32): (2, 8), (128, 440): (28, 8)}.items():
         assert CNNEncoder(n_chans, n_times, 8, (4, 4, 4, 4), keep_time=False).map_size == size

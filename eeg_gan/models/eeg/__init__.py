@@ -27,7 +27,7 @@ ENCODERS = {
     "linear": LinearEncoder,
 }
 OPTIONS = {
-    "lstm": ("hidden", "layers"),
+    "lstm": ("hidden", "layers", "remember"),
     "cnn": ("widths", "dropout", "keep_time"),
     "eegnet": ("dropout",),
     "tsconv": ("filters", "dropout"),
@@ -45,6 +45,7 @@ class EncoderConfig:
     dim: int = 128  # length of the feature vector
     hidden: int = 128  # lstm: units of each layer
     layers: int = 4  # lstm: stacked layers
+    remember: bool = False  # lstm: units start with memories up to the window's length; false is the paper's, 2 samples
     widths: tuple[int, ...] = (128, 256, 512, 1024)  # cnn: channels of each block
     filters: int = 40  # tsconv, atm, erp: spatial and temporal filters
     dropout: float | None = (
