@@ -9,7 +9,7 @@ from eeg_gan.config import UserError, differences, from_dict, to_dict
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder
 from eeg_gan.models.heads import ClassifierHead
-from eeg_gan.stages.loading import about_data, new_encoder, same_data, subjects_of
+from eeg_gan.stages.loading import about_data, new_encoder, refuse_map, same_data, subjects_of
 from eeg_gan.training import checkpoint
 
 
@@ -32,6 +32,7 @@ def adapted(run_dir: str, shards: Shards, config: EncoderConfig, with_head: bool
     Layers of old subjects, the encoder and its classifier are frozen.
     """
     found = checkpoint.chosen(run_dir)
+    refuse_map("map" in found.tensors, f"adapt={run_dir}")
     known = tuple(found.state.get("subjects", ()))
     if not known or "encoder" not in found.tensors:
         raise UserError(f"adapt={run_dir} holds no layers of subjects; give a run of encode with encoder.subjects=true")

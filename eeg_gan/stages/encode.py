@@ -21,7 +21,7 @@ from eeg_gan.losses.supervised import SupervisedContrastiveConfig, supervised_co
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, load_pretrained
-from eeg_gan.models.heads import ClassifierHead
+from eeg_gan.models.heads import ClassifierHead, MappedEncoder
 from eeg_gan.stages import readout
 from eeg_gan.stages.adapting import adapted, base_digest
 from eeg_gan.stages.loading import (
@@ -32,6 +32,7 @@ from eeg_gan.stages.loading import (
     load_encoder,
     new_encoder,
     open_shards,
+    refuse_map,
     subjects_of,
 )
 from eeg_gan.training import checkpoint, engine, optim, runtime
@@ -205,6 +206,7 @@ def build(config: Config, shards: Shards) -> Encoder:
             other = "; ".join(differences(to_dict(begun.config), to_dict(own)))
             raise UserError(f"start_from={config.start_from} has another encoder: {other}; leave encoder out")
         encoder, own = begun.module, begun.config
+        refuse_map(isinstance(begun.module, MappedEncoder), f"start_from={config.start_from}")
     if config.ridge is not None:
         readout.freeze(encoder)
     head = ClassifierHead(own.dim, len(shards.card.class_names)) if config.loss == "cross_entropy" else None
