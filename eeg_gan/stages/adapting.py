@@ -44,7 +44,8 @@ def adapted(run_dir: str, shards: Shards, config: EncoderConfig, with_head: bool
     new = _new_subjects(shards, known, run_dir)
     encoder = new_encoder(base, shards, (*known, *new))
     start = {}
-    for layers in ("mixing", "readout") if base.readout else ("mixing",):
+    kinds = ("mixing",) + ("readout",) * base.readout + ("filters.0", "filters.1", "filters.2") * base.matched
+    for layers in kinds:
         mean = torch.stack([found.tensors["encoder"][f"{layers}.{i}"] for i in range(len(known))]).mean(0)
         start |= {f"{layers}.{len(known) + i}": mean for i in range(len(new))}
     checkpoint.restore(encoder, found.tensors["encoder"] | start, found.path)

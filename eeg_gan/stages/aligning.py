@@ -105,6 +105,11 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
                 f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; "
                 "set encoder.readout=true there, or ridge=null here"
             )
+        if start.config.posterior:
+            raise UserError(
+                "ridge adds pictures to the linear maps, but those of this encoder end in probabilities of classes "
+                "(encoder.posterior); set ridge=null, or give an encoder without"
+            )
         readout.freeze(encoder)
     projection = ProjectionHead(tower.dim, start.config.dim)
     scale = logit_scale(config.loss)
