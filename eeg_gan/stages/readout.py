@@ -28,18 +28,19 @@ def fit_filters(encoder: nn.Module, train: Reader) -> None:
     encoder = with_layers(encoder)
     if encoder is None or encoder.filters is None:
         return
-    layers, people = layers_of(encoder, train.shards, train.split), []
+    layers, labels, people = layers_of(encoder, train.shards, train.split), torch.as_tensor(train.labels), []
     for number, name in enumerate(encoder.names):
         trials = (layers == number).nonzero().flatten()
-        if len(trials) < matched.LEAST:
+        least = matched.LEAST + len(labels[trials].unique())
+        if len(trials) < least:
             raise UserError(
-                f"encoder.matched needs {matched.LEAST} training trials of each subject or more, but {name} has "
-                f"{len(trials)}; write encoder.matched=false, or leave that subject out"
+                f"encoder.matched needs {matched.LEAST} training trials of each subject beyond one of each class, here "
+                f"{least}, but {name} has {len(trials)}; write encoder.matched=false, or leave that subject out"
             )
         eeg = train.batch(trials[:1].numpy())["eeg"]
         trials = trials[spread(len(trials), VALUES // eeg[0].numel())]
         eeg = torch.cat([train.batch(part.numpy())["eeg"] for part in trials.split(BATCH)])
-        people.append(matched.Subject(eeg, torch.as_tensor(train.labels)[trials]))
+        people.append(matched.Subject(eeg, labels[trials]))
     for name, own in zip(encoder.names, matched.filters(people), strict=True):
         encoder.set_filter(name, *own)
 

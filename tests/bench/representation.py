@@ -17,6 +17,8 @@ from cifar_collapse import interval, machine
 from eeg_gan import cli
 
 ROOT = Path(__file__).parents[2] / "configs"
+ALONE = ("align=null", "aligned_features=null", "generated=null", "detector=null")  # stage 1, and what it has to beat
+ALONE += ("time_resolved=false", "permutations=0")
 FIGURES = ("encode/kmeans_accuracy", "encode/knn_accuracy", "encode/svm_accuracy", "lda/accuracy")
 
 
@@ -54,9 +56,9 @@ def judged(out: Path, index: Path, encoder: str, size: int, seed: int, changed: 
     data, encode = f"loader.index={index}", f"{folder}/encode"
     config = ROOT / "encode" / f"simulated-{encoder}.yaml"
     run("encode", config, data, f"run_dir={encode}", f"seed={seed}", *changed)
-    run("embed", data, f"encoder={encode}", f"run_dir={folder}/embed")
-    words = [f"features={folder}/embed", f"run_dir={folder}/evaluate", "time_resolved=false", "permutations=0"]
-    run("evaluate", data, *words, "probes=[knn, svm]")
+    run("embed", ROOT / "embed" / "debug.yaml", data, f"encoder={encode}", f"run_dir={folder}/embed")
+    words = [f"features={folder}/embed", f"run_dir={folder}/evaluate", "probes=[knn, svm]", *ALONE]
+    run("evaluate", ROOT / "evaluate" / "debug.yaml", data, *words)
     record = json.loads((folder / "encode" / "run.json").read_text())
     metrics = json.loads((folder / "evaluate" / "metrics.json").read_text())
     about = {"minutes": round(record["seconds"] / 60, 1), "validation": record["metrics"]}

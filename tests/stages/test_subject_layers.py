@@ -8,6 +8,7 @@ import torch
 from conftest import commands, debug
 
 from eeg_gan import cli
+from eeg_gan.models.eeg import matched
 from eeg_gan.training import checkpoint
 
 SUBJECTS = ["encoder.subjects=true", "encoder.readout=true", "encoder.matched=true", "encoder.dropout=0"]
@@ -97,6 +98,12 @@ def test_probabilities_of_classes_are_fitted_once_and_stay(runs, tmp_path, capsy
     words = [commands(runs)["embed"][0], f"encoder={tmp_path}/a", f"run_dir={tmp_path}/c", "ridge=1"]
     assert cli.main(["align", debug("align"), *words]) == 2
     assert "end in probabilities of classes" in capsys.readouterr().err
+
+
+def test_a_filter_needs_trials(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(matched, "LEAST", 100)
+    assert encode_debug(tmp_path / "x", *commands(runs)["encode"], *SUBJECTS) == 2
+    assert "of each class, here 104, but S1 has" in capsys.readouterr().err
 
 
 NOT = [["ridge=0", *SUBJECTS], ["ridge=1", "encoder.subjects=true"], [*SUBJECTS, "encoder.posterior=true"]]

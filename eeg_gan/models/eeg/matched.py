@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eeg_gan.models.eeg.subjects import FRAMES
+
 # N trial, C electrode, T time sample, later frame of time
 ROUNDS = 4  # of alternation between the two factors of the noise
 LOADING = 1e-3  # of the mean variance, added to each factor: filters leave some frequencies almost empty
-LEAST = 8  # trials of a subject
-FRAMES = 32  # means over time that are told apart, as by the linear maps: what is faster does not pass
+LEAST = 8  # trials of a subject beyond one of each class
 
 
 class Subject:
@@ -31,7 +32,7 @@ class Subject:
 
 
 def pooling(n_times: int) -> Tensor:
-    """[T, F] makes frames of samples."""
+    """[T, F] makes frames of samples, those that linear maps read: what is faster does not pass."""
     return F.adaptive_avg_pool1d(torch.eye(n_times, dtype=torch.float64), min(FRAMES, n_times))
 
 
