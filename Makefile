@@ -28,11 +28,12 @@ test: install lint
 lint: install
 	$(PY) -m ruff check .
 
-# What continuous integration runs: about forty minutes on two cores. `make test-slurm` starts daemons and is asked for by hand.
+# What continuous integration runs: about fifty minutes on two cores.
 ci:
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-heavy
 	@$(MAKE) --no-print-directory test-kill
+	@$(MAKE) --no-print-directory test-slurm
 	@$(MAKE) --no-print-directory audit-seeds SEEDS=3
 	@$(MAKE) --no-print-directory test-wheel TORCHES=2.11.0
 
@@ -55,7 +56,7 @@ test-wheel: install
 audit-seeds: install
 	@$(call timed,make audit-seeds,PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) tests/bench/audit_seeds.py $(SEEDS) $(AUDIT))
 
-# The launcher on a real SLURM cluster of two nodes on this machine, from Debian's packages; needs root.
+# The launcher on a real SLURM cluster of two nodes on this machine, from Debian's packages; needs root, and skips without.
 test-slurm: install
 	@$(call timed,make test-slurm,OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -m slurm -rs --durations=0 $(or $(TESTS),tests/slurm))
 

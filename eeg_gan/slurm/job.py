@@ -15,6 +15,7 @@ from pathlib import Path
 from eeg_gan import cli
 
 HELD = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}  # by run.py, until handlers are there
+FIRST_PORT, PORTS = 12000, 20000
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -65,7 +66,18 @@ def export_ranks() -> None:
     for name in RANKS:
         os.environ.pop(name, None)
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        os.environ["MASTER_PORT"] = str(meeting_port())
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+def meeting_port() -> int:
+    """Where the ranks of this start meet: another for each job and each restart of it.
+
+    Below the ports that Linux gives to outgoing connections, 32768 and up: submitit's own choice is mostly among them,
+    and now and then meets one. Jobs with neighbouring numbers may share a node.
+    """
+    job, restart = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return FIRST_PORT + (job + 1009 * restart) % PORTS
 
 
 @contextlib.contextmanager

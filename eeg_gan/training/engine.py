@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from eeg_gan.config import UserError
-from eeg_gan.training import replicas, watchdog, zero
+from eeg_gan.training import replicas, watchdog, world, zero
 from eeg_gan.training.optim import set_learning_rate
 
 T = TypeVar("T")
@@ -52,15 +50,10 @@ def accelerator(config: Any) -> Accelerator:
         return zero.accelerator(config)
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-    timeout = timedelta(seconds=watchdog.timeout_s() + 120)  # the watchdog acts before, and says which rank hangs
+    timeout = watchdog.of_collectives()
     backend = {} if cpu else {"backend": "cuda:nccl,cpu:gloo"}
-    try:
+    with world.joining(timeout):
         return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout, **backend)])
-    except torch.distributed.DistError as error:
-        raise UserError(
-            f"the {os.environ.get('WORLD_SIZE')} processes that the launcher asked for did not come together within "
-            f"{timeout.seconds} s ({str(error).splitlines()[0]}); look for those that did not start"
-        ) from None
 
 
 def prepare(rt: Any, model: nn.Module, optimiser: torch.optim.Optimizer) -> "Engine":

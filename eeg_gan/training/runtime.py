@@ -20,7 +20,7 @@ from eeg_gan import __version__
 from eeg_gan.config import UserError, differences, read_yaml, to_dict
 from eeg_gan.distributed import any_rank, barrier, is_main, rank, world_size
 from eeg_gan.ops import library
-from eeg_gan.training import engine, watchdog, world, zero
+from eeg_gan.training import engine, heap, watchdog, world, zero
 from eeg_gan.training.checkpoint import file_digest, write_json
 from eeg_gan.training.log import Bar, Log
 from eeg_gan.training.meter import Meter
@@ -197,6 +197,8 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     """Claims the run directory and sets up processes and signals; `config` has `run_dir`."""
     run_dir = Path(config.run_dir)
     accelerator = engine.accelerator(config)
+    if accelerator.device.type == "cpu":
+        heap.keep_freed()
     with watchdog.over(verb):
         world.check(accelerator.num_processes)
         make_folder(run_dir)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -50,6 +51,11 @@ def timeout_s() -> float:
     if seconds <= 0:
         raise UserError(f"EEG_GAN_RANK_TIMEOUT_S={text!r} is not a number of seconds above 0; correct it, or unset it")
     return seconds
+
+
+def of_collectives() -> timedelta:
+    """After which a collective operation gives up; the watchdog acts before, and says which rank hangs."""
+    return timedelta(seconds=timeout_s() + 120)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
 """How many processes the launcher was asked for, so that fewer are an error and not a slower run that says nothing."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
+
+import torch
 
 from eeg_gan.config import UserError, read_yaml
 from eeg_gan.distributed import world_size
@@ -35,6 +39,25 @@ def check(running: int) -> None:
             f"srun started {tasks} tasks that know nothing of one another: WORLD_SIZE is not set, so each would train "
             "alone; use launch/slurm.py, or export RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in each"
         )
+
+
+@contextlib.contextmanager
+def joining(timeout: timedelta) -> Iterator[None]:
+    """Around the call in which the processes of this start meet: says why they did not."""
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        said, world = str(error).splitlines()[0], os.environ.get("WORLD_SIZE")
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if "EADDRINUSE" in said:
+            raise UserError(
+                f"the {world} processes of this start meet at {place}, but another program has that port; give the "
+                "same command again, with another MASTER_PORT (--main_process_port of accelerate) where you chose it"
+            ) from None
+        raise UserError(
+            f"the {world} processes that the launcher asked for did not come together at {place} within "
+            f"{timeout.seconds} s ({said}); look for those that did not start"
+        ) from None
 
 
 def accelerate_asked(command: Sequence[str]) -> int:

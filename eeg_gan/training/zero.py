@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from eeg_gan.config import UserError
 from eeg_gan.distributed import rank, world_size
-from eeg_gan.training import replicas
+from eeg_gan.training import replicas, watchdog, world
 from eeg_gan.training.guard import Guard
 
 LAUNCH = "start with torchrun --standalone --nproc_per_node N -m eeg_gan ..., or accelerate launch (one process too)"
@@ -131,7 +131,9 @@ def _join() -> str:
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
-        dist.init_process_group("cuda:nccl,cpu:gloo" if has_gpu else "gloo")
+        timeout = watchdog.of_collectives()
+        with world.joining(timeout):
+            dist.init_process_group("cuda:nccl,cpu:gloo" if has_gpu else "gloo", timeout=timeout)
     backend = "nccl" if has_gpu else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return backend

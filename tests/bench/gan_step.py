@@ -33,6 +33,7 @@ from eeg_gan.models.stylegan2 import layers
 from eeg_gan.ops import library
 from eeg_gan.stages import gan_steps
 from eeg_gan.stages.gan_config import Config
+from eeg_gan.training import heap
 
 BATCHES = {32: 16, 64: 8, 128: 4}
 CYCLE = 16  # batches between two R1 steps
@@ -49,6 +50,7 @@ def main() -> None:
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    heap.keep_freed()  # both sides, as every stage does on a CPU
     if words.peak:
         print(peak_mb(words.sizes[0], words.batch or BATCHES.get(words.sizes[0], 8), device))
         return

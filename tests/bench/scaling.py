@@ -124,7 +124,10 @@ def work(pipe, stage: str, rank: int, world: int, port: int, words: argparse.Nam
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
+    from eeg_gan.training import heap
+
     torch.set_num_threads(1)
+    heap.keep_freed()  # as every stage does on a CPU
     wire = Wire()
     kind = {"gan": GanGame, "encode": EncodeGame}[stage]
     games = {parts: kind(BATCH[stage] // parts, wire, words) for parts in ((1,) if world > 1 else (1, 2))}

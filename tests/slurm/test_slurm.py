@@ -164,9 +164,15 @@ def assert_equal_to(unbroken, run_dir):
     assert [row["images"] for row in read_stats(run_dir)] == [row["images"] for row in read_stats(whole)]
 
 
-def training(run_dir, rows=1):
-    """The run has logged, so that it is in its loop."""
-    return wait(lambda: len(read_stats(run_dir)) >= rows, f"rows in the log of {run_dir}")
+def training(run_dir, job, rows=1):
+    """The run has logged, so that it is in its loop; a job that has ended before is shown."""
+
+    def logged():
+        if (there := len(read_stats(run_dir)) >= rows) or job_facts(job).get("JobState") not in ENDED:
+            return there
+        raise AssertionError(f"job {job} ended before it logged\n{log_of(run_dir)[-3000:]}")
+
+    return wait(logged, f"rows in the log of {run_dir}")
 
 
 @pytest.mark.parametrize("verb", ["encode", "gan"])
@@ -230,7 +236,7 @@ def test_a_job_over_its_time_limit_goes_on_to_the_same_end(folder, long_run, unb
 def test_a_preempted_job_goes_on_to_the_same_end(folder, long_run, unbroken):
     run_dir = folder / "preempted"
     job = submit(run_dir, long_run, "nodes=2", "partition=low", "cpus_per_task=3", "mem_gb=2")
-    training(run_dir)
+    training(run_dir, job)
     higher = ["sbatch", "--parsable", "-p", "high", "-w", "n1", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 5"]
     other = output(*higher).strip()
     wait(lambda: job_facts(job).get("Restarts") == "1", "the requeue of the preempted job")
@@ -243,7 +249,7 @@ def test_a_preempted_job_goes_on_to_the_same_end(folder, long_run, unbroken):
 def test_a_cancelled_job_leaves_a_checkpoint_that_another_continues(folder, long_run, unbroken):
     run_dir = folder / "cancelled"
     job = submit(run_dir, long_run, "nodes=2")
-    training(run_dir)
+    training(run_dir, job)
     assert front.main(["cancel", str(run_dir)]) == 0
     assert end_of(job)["JobState"] == "CANCELLED" and job_facts(job)["Restarts"] == "0"
     saved = checkpoint.newest(run_dir)
@@ -256,7 +262,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_that_another_continues(folder, long
 def test_a_killed_rank_fails_the_job_fast(folder, long_run):
     run_dir = folder / "killed"
     job = submit(run_dir, [*long_run, "total_images=100_000_000"], "nodes=2")
-    training(run_dir)
+    training(run_dir, job)
     os.kill(pid_of(run_dir, rank=1), signal.SIGKILL)
     killed = time.monotonic()
     assert end_of(job)["JobState"] == "FAILED"
@@ -279,7 +285,7 @@ def test_a_container_without_slurm_inside_is_requeued_from_outside(folder, long_
     container = f"container={{kind: apptainer, image: image.sif, python: {sys.executable}}}"
     half = f"total_images={total_of(long_run) // 512 * 256}"
     job = submit(run_dir, [*long_run, half], container, f"setup=['export PATH={tools}:$PATH']")
-    training(run_dir)
+    training(run_dir, job)
     output("scancel", "--signal=USR2", job)
     wait(lambda: job_facts(job).get("Restarts") == "1", "the requeue of a job in a container")
     assert_completed(run_dir, job)

@@ -1,0 +1,35 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from eeg_gan.training import heap
+kept = heap.keep_freed() if sys.argv[1] == "kept" else False
+np.ones(2**24, np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    np.ones(2**24, np.float32)  # 64 MB
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(word, **environment):
+    command = [sys.executable, "-c", FAULTS, word]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    return tuple(map(int, run.stdout.split()))
+
+
+def test_a_freed_array_is_used_again_without_page_faults():
+    kept, few = faults("kept")
+    if not kept:
+        pytest.skip("this C library has no mallopt")
+    _, many = faults("given back")
+    assert many > 8 * 64 and few < many / 8  # huge pages may make 64 MB 32 faults
+
+
+def test_thresholds_of_the_user_stay():
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == 0
