@@ -99,6 +99,8 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, model.weights(), {"optimiser": optimiser})
         if images == 0 and config.encoder is None:
             load_pretrained(model.encoder, config.architecture)
+        if images == 0 and (config.encoder is None or config.from_scratch):
+            readout.fit_filters(model.encoder, train)
         best = state.get("best")
         if images == 0 and config.ridge is not None:
             readout.fit(model.encoder, train, pictures["train"].projected(model.projection), config.ridge)

@@ -15,7 +15,7 @@ from eeg_gan.models.eeg import EncoderConfig
 from eeg_gan.models.heads import MappedEncoder, ProjectionHead
 from eeg_gan.models.image_tower import ImageTower, TowerConfig
 from eeg_gan.stages import readout
-from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, subjects_of, unique_images
+from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, refuse_map, subjects_of, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import runtime
 from eeg_gan.training.inference import evaluating
@@ -109,8 +109,7 @@ def stage1(run_dir: str | None, architecture: EncoderConfig, shards: Shards) -> 
             f"architecture describes a new encoder, but encoder={run_dir} has its own; leave one of them out"
         )
     loaded = load_encoder(run_dir, shards)
-    if isinstance(loaded.module, MappedEncoder):
-        raise UserError(f"encoder={run_dir} is a run with learn=map; give the run_dir of encode that it started from")
+    refuse_map(isinstance(loaded.module, MappedEncoder), f"encoder={run_dir}")
     return loaded
 
 
@@ -124,6 +123,11 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
             raise UserError(
                 f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; "
                 "set encoder.readout=true there, or ridge=null here"
+            )
+        if start.config.posterior:
+            raise UserError(
+                "ridge adds pictures to the linear maps, but those of this encoder end in probabilities of classes "
+                "(encoder.posterior); set ridge=null, or give an encoder without"
             )
         readout.freeze(encoder)
     projection = ProjectionHead(tower.dim, start.config.dim)

@@ -204,6 +204,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
         world.check(accelerator.num_processes)
         make_folder(run_dir)
         with watch() as flag, _lock(run_dir):
+            new = not (run_dir / "config.yaml").exists()
             claim(run_dir, verb, config)
             runtime = Runtime(verb, config, run_dir, accelerator, flag)
             runtime.record.update(
@@ -212,11 +213,15 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
             runtime.record["engine"] = zero.asked(config) or "accelerate"
             if runtime.done:
                 log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
+            refused = False
             try:
                 yield runtime
+            except UserError:
+                refused = new and unclaim(run_dir)
+                raise
             finally:
                 runtime.log.close()
-                if not runtime.done:
+                if not runtime.done and not refused:
                     runtime.save_record()
 
 
@@ -255,6 +260,16 @@ def claim(run_dir: Path, verb: str, config: Any) -> None:
             partial = path.with_name("config.yaml.partial")
             partial.write_text(yaml.safe_dump(resolved, sort_keys=False, width=120))
             os.replace(partial, path)
+
+
+def unclaim(run_dir: Path) -> bool:
+    """Frees the directory of a command that was refused before it made anything, so that a corrected one may use it."""
+    if {path.name for path in run_dir.iterdir()} - {"config.yaml", "run.json", ".lock"}:
+        return False
+    if is_main():
+        for name in ("config.yaml", "run.json"):
+            (run_dir / name).unlink(missing_ok=True)
+    return True
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def align(runs, run_dir, *words):
     return cli.main(["align", debug("align"), *common, *words])
 
 
-def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path, runs):
+def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path, runs, capsys):
     assert align(runs, tmp_path / "a", f"encoder={runs}/encode", "learn=map") == 0
     held, stage1 = checkpoint.chosen(tmp_path / "a"), checkpoint.chosen(runs / "encode")
     assert checkpoint.tensors_digest(held.tensors["encoder"]) == checkpoint.tensors_digest(stage1.tensors["encoder"])
@@ -37,6 +37,11 @@ def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path,
         torch.testing.assert_close(loaded.module.eval()(x), torch.nn.functional.normalize(z, dim=1))
     assert loaded.digest != first.digest
     assert align(runs, tmp_path / "b", f"encoder={tmp_path}/a") == 2, "fine-tuning starts from encode"
+    for key in ("adapt", "start_from"):  # either would lose the map without a word
+        words = [f"loader.index={runs}/prepare/index.json", f"{key}={tmp_path}/a", f"run_dir={tmp_path}/{key}"]
+        assert cli.main(["encode", debug("encode"), *words]) == 2
+        assert f"{key}={tmp_path}/a is a run with learn=map" in capsys.readouterr().err
+        assert not (tmp_path / key / "config.yaml").exists(), "what was refused at the start claims no folder"
 
 
 def test_an_encoder_from_scratch_needs_no_stage_1(tmp_path, runs):
