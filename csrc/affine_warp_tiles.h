@@ -9,7 +9,6 @@
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-trapping-math", "no-math-errno")  // else comparisons and floor are not vectorised
 #define EEG_GAN_INDEPENDENT _Pragma("GCC ivdep")
 #else
 #define EEG_GAN_INDEPENDENT

@@ -173,9 +173,9 @@ void whole(int op, const BiasActLayout& layout, const ActForm& form, const BiasA
   const Plan p(layout);
   std::vector<double> partial(t.sums ? p.partial_rows() * p.channels : 0);
   const int64_t elements = layout.outer * layout.channels * layout.inner;
-  const int64_t moved = (!!t.in + !!t.ref + !!t.dy + !!t.out + !!t.out2) * elements * int64_t(sizeof(T));
+  const int64_t results = (1 + !!t.out2) * elements * int64_t(sizeof(T));
   const Streams<T> s{(const T*)t.in, (const T*)t.ref, (const T*)t.dy, (const C*)t.bias, (const C*)t.ddb,
-                     (T*)t.out, (T*)t.out2, t.sums ? partial.data() : nullptr, moved > KEPT_IN_CACHES};
+                     (T*)t.out, (T*)t.out2, t.sums ? partial.data() : nullptr, results > KEPT_IN_CACHES};
   const int64_t grain = std::max<int64_t>(1, p.units() * 16384 / elements);  // a thread is not worth less
   for_each_unit(p.units(), grain, [&](int64_t index) { unit<T>(op, form, p, s, index); });
   if (!t.sums) return;

@@ -30,9 +30,9 @@ void for_each_unit(int64_t units, int64_t grain, const F& f) {
   });
 }
 
-// Bytes of operands and results together from which a result is better written past the caches, where little of it
-// would be left: that saves reading what is about to be overwritten. Half of what a group of cores usually has as its
-// last cache, which other programs use too; sysconf would tell that of all groups together.
+// Bytes of a result up to which whoever reads it next finds it in the caches. A larger one is better written past them:
+// that saves reading what is about to be overwritten. Half of what a group of cores usually has as its last cache, which
+// other programs use too; sysconf would tell that of all groups together.
 constexpr int64_t KEPT_IN_CACHES = int64_t(16) << 20;
 
 }  // namespace eeg_gan

@@ -29,7 +29,7 @@ bool lanes_job(const Plan<float>& plan, std::vector<float>& zeros, LanesJob& lan
   lanes = {static_cast<const float*>(job.x), out, zeros.data(), plan.pixel, ay.size, ax.size, ay.out, ax.out,
            int(ax.up), int(ax.down), plan.sx.first.data(), plan.sx.phase.data(), plan.sy.first.data(),
            plan.sy.phase.data(), {}, {},
-           aligned && plan.planes * (ay.size * plan.row + ay.out * ax.out * plan.pixel) * 4 > KEPT_IN_CACHES};
+           aligned && plan.planes * ay.out * ax.out * plan.pixel * 4 > KEPT_IN_CACHES};
   for (int64_t p = 0; p < ax.up; ++p) lanes.wx[p] = plan.wx[0][p].data(), lanes.wy[p] = plan.wy[p].data();
   return true;
 }

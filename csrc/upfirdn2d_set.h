@@ -8,3 +8,4 @@
 #undef HIGH
 #undef EVEN
 #undef ODD
+#undef ORDERED

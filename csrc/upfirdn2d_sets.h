@@ -49,6 +49,7 @@ typedef int Index16 __attribute__((vector_size(64)));
 #define HIGH 2, 6, 3, 7
 #define EVEN 0, 2, 4, 6
 #define ODD 1, 3, 5, 7
+#define ORDERED(v) v
 namespace lanes4 {
 #include "upfirdn2d_set.h"
 }
@@ -60,8 +61,10 @@ namespace lanes4 {
 #define INDEX Index8
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+// within the halves of a vector, as AVX2 does it by one instruction instead of three; sums are put in order at the end
+#define EVEN 0, 2, 8, 10, 4, 6, 12, 14
+#define ODD 1, 3, 9, 11, 5, 7, 13, 15
+#define ORDERED(v) SHUFFLE(v, v, 0, 1, 4, 5, 2, 3, 6, 7)
 namespace lanes8 {
 #include "upfirdn2d_set.h"
 }
@@ -73,6 +76,7 @@ namespace lanes8 {
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define ORDERED(v) v
 namespace lanes16 {
 #include "upfirdn2d_set.h"
 }

@@ -4,6 +4,7 @@ A literal table names the verbs; a verb's module is imported only when the verb 
 Exit codes: 0 done, 2 the user's mistake, 1 ours, 75 saved, start me again.
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -41,6 +42,7 @@ VERBS = {
     "init-dataset": "write the card and the csv of your own data",
 }
 WITHOUT_FILE = {"demo", "doctor", "init-dataset", "reproduce"}  # verbs whose config file is optional
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # a disk, a file at its limit, a quota
 # What the system says of a path or a disk, never of our code: shown as one line, exit code 2.
 SYSTEM_ERRORS = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, FileNotFoundError)
 
@@ -246,12 +248,10 @@ def _ours() -> int:
 
 
 def _is_users(error: OSError) -> bool:
-    import errno
-
-    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
-    return full or isinstance(error, SYSTEM_ERRORS)
+    return error.errno in (*FULL, errno.EROFS) or isinstance(error, SYSTEM_ERRORS)
 
 
 def _about_system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; nothing that was complete has been lost"
+    cure = "; make room where run_dir lies, and give the same command again" if error.errno in FULL else ""
+    return f"{where}{error.strerror or error}{cure}; nothing that was complete has been lost"

@@ -13,6 +13,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 preload="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so.6)"
 [ $# -gt 0 ] || set -- tests/unit/test_ops*.py tests/cusim
 # What compiles or starts processes of its own is left to the other targets; so are the twins alone, and all but one
-# order of the simulated threads (EEG_GAN_SANITIZE in the tests).
-LD_PRELOAD="$preload" GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} "$python" -m pytest --timeout=1800 -p no:cacheprovider \
+# order of the simulated threads (EEG_GAN_SANITIZE in the tests). A finding ends the process and is written to standard error
+# at once, which pytest must not hold back for a summary that never comes.
+LD_PRELOAD="$preload" GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000} "$python" -m pytest --capture=sys --timeout=1800 -p no:cacheprovider \
   -k "not compile and not opcheck and not is_complete and not sanitizer" "$@"

@@ -18,18 +18,18 @@ MARK = "requeue-"  # a file that asks the batch script to requeue, where the run
 
 
 def check_path(path: str | Path) -> None:
-    """SLURM replaces patterns such as %j, and backslashes, in the folder of its log files; there is no way to quote."""
-    for sign in "%\\":
-        if sign in str(path):
-            raise UserError(
-                f"{path}: SLURM cannot write logs into a folder with {sign!r} in its name; choose another run_dir"
-            )
+    """submitit puts numbers of jobs in place of some patterns wherever they stand in a path."""
+    if found := re.search("%[jtaA]", str(path)):
+        raise UserError(f"{path}: {found[0]!r} stands for the number of a job or task; choose another run_dir")
 
 
 def text(stage: Stage, folder: Path, code: Path, mounts: tuple[str, ...] = ()) -> str:
     """`folder` holds the job's files, `code` the snapshot; both absolute and on a disk that all nodes share."""
-    facts = stage.facts
-    lines = ["#!/bin/bash", *(_header(name, value) for name, value in options(stage).items()), ""]
+    facts, header, own_log = stage.facts, options(stage), []
+    if re.search(r"[%\\]", str(folder)):  # which SLURM would not take as they are, though srun does
+        header["output"] = "/dev/null"
+        own_log = [f'exec >>"$SLURM_SUBMIT_DIR/{_variables(len(stage.tasks) > 1)}_batch.log" 2>&1']
+    lines = ["#!/bin/bash", *(_header(name, value) for name, value in header.items()), "", *own_log]
     lines += [f"# {_printable(f'eeg-gan {stage.name}: {len(stage.tasks)} task(s)')}", "export SUBMITIT_EXECUTOR=slurm"]
     lines += [
         "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT  # of the shell that submitted"
@@ -101,6 +101,11 @@ def check_mounts(facts: Cluster, paths: tuple[str, ...]) -> None:
 
 def _job(array: bool) -> str:
     return "%A_%a" if array else "%j"
+
+
+def _variables(array: bool) -> str:
+    """The same in the words of the script."""
+    return "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "${SLURM_JOB_ID}"
 
 
 def _header(name: str, value: str | int | bool) -> str:

@@ -9,7 +9,7 @@ from eeg_gan.config import UserError, differences, from_dict, to_dict
 from eeg_gan.data.shards import Shards
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder
 from eeg_gan.models.heads import ClassifierHead
-from eeg_gan.stages.loading import about_data, new_encoder, same_data, subjects_of
+from eeg_gan.stages.loading import about_data, new_encoder, refuse_map, same_data, subjects_of
 from eeg_gan.training import checkpoint
 
 
@@ -32,6 +32,7 @@ def adapted(run_dir: str, shards: Shards, config: EncoderConfig, with_head: bool
     Layers of old subjects, the encoder and its classifier are frozen.
     """
     found = checkpoint.chosen(run_dir)
+    refuse_map("map" in found.tensors, f"adapt={run_dir}")
     known = tuple(found.state.get("subjects", ()))
     if not known or "encoder" not in found.tensors:
         raise UserError(f"adapt={run_dir} holds no layers of subjects; give a run of encode with encoder.subjects=true")
@@ -43,7 +44,8 @@ def adapted(run_dir: str, shards: Shards, config: EncoderConfig, with_head: bool
     new = _new_subjects(shards, known, run_dir)
     encoder = new_encoder(base, shards, (*known, *new))
     start = {}
-    for layers in ("mixing", "readout") if base.readout else ("mixing",):
+    kinds = ("mixing",) + ("readout",) * base.readout + ("filters.0", "filters.1", "filters.2") * base.matched
+    for layers in kinds:
         mean = torch.stack([found.tensors["encoder"][f"{layers}.{i}"] for i in range(len(known))]).mean(0)
         start |= {f"{layers}.{len(known) + i}": mean for i in range(len(new))}
     checkpoint.restore(encoder, found.tensors["encoder"] | start, found.path)

@@ -48,6 +48,9 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     augment: EEGAugmentConfig = field(default_factory=EEGAugmentConfig)
     batch: int = 256  # trials in the global batch; each is the negative of the others
+    micro_batch: int | None = (
+        None  # pictures that a trained tower holds at a time, at the price of a second look; null: all of a process
+    )
     total_images: int = 1_000_000  # trials to train on, over all processes
     evaluate_every: int = 20_000  # trials between two evaluations on the validation split
     checkpoint_every: int = 100_000  # trials between two checkpoints
@@ -60,10 +63,18 @@ class Config:
             raise ValueError(f"batch must hold a pair and a negative, so it is 2 or more; got {self.batch}")
         if self.learn == "map" and (self.encoder is None or self.from_scratch):
             raise ValueError("learn=map maps the feature of a trained encoder; set encoder to a run_dir of encode")
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.tower.frozen):
+            raise ValueError("micro_batch is 1 picture or more, of a tower that learns; set tower.frozen=false")
         if self.ridge is not None and not (self.ridge > 0 and self.tower.frozen and self.learn == "all"):
             raise ValueError("ridge is a length of features, above 0; it needs tower.frozen=true and learn=all")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
+
+    def with_less_memory(self, processes: int) -> str:
+        now = min(self.micro_batch or self.batch, self.batch // processes)
+        if self.tower.frozen or now == 1:
+            return "start more processes, among which batch is divided, or take a smaller tower"
+        return f"set micro_batch={now // 2}, with which the same is learnt in less memory"
 
 
 def run(config: Config) -> None:
@@ -88,6 +99,8 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, model.weights(), {"optimiser": optimiser})
         if images == 0 and config.encoder is None:
             load_pretrained(model.encoder, config.architecture)
+        if images == 0 and (config.encoder is None or config.from_scratch):
+            readout.fit_filters(model.encoder, train)
         best = state.get("best")
         if images == 0 and config.ridge is not None:
             readout.fit(model.encoder, train, pictures["train"].projected(model.projection), config.ridge)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eeg_gan.config import UserError
 from eeg_gan.data.loader import Reader
@@ -14,7 +15,7 @@ from eeg_gan.models.eeg import EncoderConfig
 from eeg_gan.models.heads import MappedEncoder, ProjectionHead
 from eeg_gan.models.image_tower import ImageTower, TowerConfig
 from eeg_gan.stages import readout
-from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, subjects_of, unique_images
+from eeg_gan.stages.loading import LoadedEncoder, load_encoder, new_encoder, refuse_map, subjects_of, unique_images
 from eeg_gan.stages.tower_cache import pictures_of
 from eeg_gan.training import runtime
 from eeg_gan.training.inference import evaluating
@@ -23,23 +24,41 @@ log = logging.getLogger("eeg_gan")
 
 
 class Aligner(nn.Module):
-    """Both modalities as unit vectors of one space, and the temperature between them."""
+    """Both modalities as unit vectors of one space, and the temperature between them.
 
-    def __init__(self, encoder: nn.Module, projection: nn.Module, scale: LogitScale, tower: nn.Module | None):
+    `micro_batch` pictures at a time pass through a tower that is trained; the loss sees all of them.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projection: nn.Module,
+        scale: LogitScale,
+        tower: nn.Module | None,
+        micro_batch: int | None = None,
+    ):
         super().__init__()
         self.encoder, self.projection, self.scale, self.tower = encoder, projection, scale, tower
+        self.micro_batch = micro_batch
 
     def forward(self, eeg: Tensor, picture: Tensor, subject: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """eeg [B, C, T]; picture: uint8 images where the tower is trained, else its embeddings [B, E].
 
         subject [B] numbers the layers of an encoder that has one for each subject.
         """
-        embedding = picture if self.tower is None else self.tower(picture)
+        embedding = picture if self.tower is None else self._seen(picture)
         return (
             self.encoder(eeg) if subject is None else self.encoder(eeg, subject),
             self.projection(embedding),
             self.scale(),
         )
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        """Embeddings [B, E]; in micro-batches only these are kept, and backward looks at each part a second time."""
+        if self.micro_batch is None or not torch.is_grad_enabled():
+            return self.tower(pictures)
+        parts = pictures.split(self.micro_batch)
+        return torch.cat([checkpoint(self.tower, part, use_reentrant=False) for part in parts])
 
     def weights(self) -> dict[str, nn.Module]:
         """The networks of a checkpoint by name."""
@@ -90,8 +109,7 @@ def stage1(run_dir: str | None, architecture: EncoderConfig, shards: Shards) -> 
             f"architecture describes a new encoder, but encoder={run_dir} has its own; leave one of them out"
         )
     loaded = load_encoder(run_dir, shards)
-    if isinstance(loaded.module, MappedEncoder):
-        raise UserError(f"encoder={run_dir} is a run with learn=map; give the run_dir of encode that it started from")
+    refuse_map(isinstance(loaded.module, MappedEncoder), f"encoder={run_dir}")
     return loaded
 
 
@@ -106,10 +124,20 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
                 f"ridge adds to linear maps of each subject's own, but {config.encoder or 'architecture'} has none; "
                 "set encoder.readout=true there, or ridge=null here"
             )
+        if start.config.posterior:
+            raise UserError(
+                "ridge adds pictures to the linear maps, but those of this encoder end in probabilities of classes "
+                "(encoder.posterior); set ridge=null, or give an encoder without"
+            )
         readout.freeze(encoder)
     projection = ProjectionHead(tower.dim, start.config.dim)
     scale = logit_scale(config.loss)
     if config.learn == "map":
         with torch.random.fork_rng():
             encoder = MappedEncoder(encoder, start.config.dim)
-    return Aligner(encoder.train(), projection, scale, None if tower.frozen else tower)
+    if config.micro_batch is not None and any("BatchNorm" in type(module).__name__ for module in tower.modules()):
+        raise UserError(
+            f"micro_batch={config.micro_batch} would change what {config.tower.model} learns, as its batch norms see "
+            "one part at a time; leave it out and start more processes, or take a tower without them (a ViT)"
+        )
+    return Aligner(encoder.train(), projection, scale, None if tower.frozen else tower, config.micro_batch)

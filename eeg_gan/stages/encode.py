@@ -21,7 +21,7 @@ from eeg_gan.losses.supervised import SupervisedContrastiveConfig, supervised_co
 from eeg_gan.losses.triplet import TripletConfig, cross_entropy, triplet
 from eeg_gan.metrics.embedding import clusters, knn_accuracy, linear_svm, matched_accuracy, nmi_ari
 from eeg_gan.models.eeg import EncoderConfig, SubjectEncoder, load_pretrained
-from eeg_gan.models.heads import ClassifierHead
+from eeg_gan.models.heads import ClassifierHead, MappedEncoder
 from eeg_gan.stages import readout
 from eeg_gan.stages.adapting import adapted, base_digest
 from eeg_gan.stages.loading import (
@@ -32,6 +32,7 @@ from eeg_gan.stages.loading import (
     load_encoder,
     new_encoder,
     open_shards,
+    refuse_map,
     subjects_of,
 )
 from eeg_gan.training import checkpoint, engine, optim, runtime
@@ -100,6 +101,8 @@ class Config:
                 "ridge fits linear maps of a new encoder's subjects; set encoder.readout=true, and neither adapt nor "
                 "start_from"
             )
+        if self.encoder.posterior and self.ridge is None:
+            raise ValueError("encoder.posterior is fitted behind the maps that ridge fits; set ridge, 3 say")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")
 
@@ -136,9 +139,11 @@ def run(config: Config) -> None:
         images, state = checkpoint.resume(rt.run_dir, weights(model), {"optimiser": optimiser})
         if images == 0 and not begun_from(config):
             load_pretrained(model.encoder, config.encoder)
+            readout.fit_filters(model.encoder, train)
             if config.ridge is not None:
                 codes = readout.class_codes(train.labels, len(shards.card.class_names), config.encoder.dim, config.seed)
-                readout.fit(model.encoder, train, codes, config.ridge)
+                labels = torch.as_tensor(train.labels) if config.encoder.matched else None
+                readout.fit(model.encoder, train, codes, config.ridge, labels)
         best = state.get("best")
         rt.start_log(images)
         rt.confounded(shards.confounded)
@@ -201,6 +206,7 @@ def build(config: Config, shards: Shards) -> Encoder:
         encoder = new_encoder(own, shards, subjects_of(shards, ("train",)) if own.subjects else ())
     else:
         begun = load_encoder(config.start_from, shards)
+        refuse_map(isinstance(begun.module, MappedEncoder), f"start_from={config.start_from}")
         if own not in (begun.config, EncoderConfig()):
             other = "; ".join(differences(to_dict(begun.config), to_dict(own)))
             raise UserError(f"start_from={config.start_from} has another encoder: {other}; leave encoder out")

@@ -135,11 +135,19 @@ class Config:
             )
         check_groups(self, 1)
 
+    def with_less_memory(self, processes: int) -> str:
+        """The next smaller micro-batch, which changes nothing of what is learnt."""
+        own = self.batch // processes
+        smaller = [m for m in micro_batches_of(self, own) if m < (self.micro_batch or own)]
+        if smaller:
+            return f"set micro_batch={smaller[-1]}, with which the same is learnt in less memory"
+        return "start more processes, among which batch is divided, or make generator and discriminator smaller"
+
 
 def check_groups(config: Config, processes: int) -> None:
     """Each process, and each micro-batch of it, holds whole groups for minibatch deviation."""
     batch, micro = config.batch, config.micro_batch
-    group = config.discriminator.mbstd_group if config.discriminator.projected is None else 1
+    group = group_of(config)
     if batch % (processes * group):
         step = processes * group
         fit = sorted({max(batch // step, 1) * step, (batch // step + 1) * step})
@@ -151,10 +159,9 @@ def check_groups(config: Config, processes: int) -> None:
         )
     own = batch // processes
     if micro is not None and (micro < 1 or own % micro or micro % group):
-        fit = [str(m) for m in range(group, own + 1, group) if own % m == 0]
         raise UserError(
             f"micro_batch={micro} must divide the {own} images of a process and hold whole groups of "
-            f"discriminator.mbstd_group={group}; choose {', '.join(fit)}"
+            f"discriminator.mbstd_group={group}; choose {', '.join(map(str, micro_batches_of(config, own)))}"
         )
     shrink = config.path_length.shrink
     if config.path_length.weight and batch % (shrink * processes):
@@ -162,3 +169,14 @@ def check_groups(config: Config, processes: int) -> None:
         raise UserError(
             f"path_length.shrink={shrink} does not divide the {own} images of a process; choose {', '.join(fit)}"
         )
+
+
+def group_of(config: Config) -> int:
+    """Images that a minibatch deviation joins."""
+    return config.discriminator.mbstd_group if config.discriminator.projected is None else 1
+
+
+def micro_batches_of(config: Config, own: int) -> list[int]:
+    """Into which the `own` images of a process can be cut, from small to large."""
+    group = group_of(config)
+    return [m for m in range(group, own + 1, group) if own % m == 0]

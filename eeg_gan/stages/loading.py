@@ -81,6 +81,12 @@ def load_encoder(run_dir: str | Path, shards: Shards | None = None) -> LoadedEnc
     return LoadedEncoder(module, config, checkpoint.tensors_digest(weights), found.state)
 
 
+def refuse_map(mapped: bool, said: str) -> None:
+    """What begins with an align run of learn=map would train, or lose, the map behind its encoder."""
+    if mapped:
+        raise UserError(f"{said} is a run with learn=map; give the run_dir of encode that it started from")
+
+
 def load_classifier(run_dir: str | Path, shards: Shards) -> tuple[nn.Module, ClassifierHead]:
     """Encoder and classifier of an encode run with loss=cross_entropy, for the classes of the shards."""
     loaded, found = load_encoder(run_dir, shards), checkpoint.chosen(run_dir)

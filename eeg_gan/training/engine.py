@@ -105,7 +105,7 @@ class ShardedEngine(Engine):
     """accelerate's DeepSpeed plugin: optimiser state (ZeRO 1), gradients (2) and weights (3) in parts on the ranks."""
 
     def __init__(self, rt: Any, model: nn.Module, optimiser: torch.optim.Optimizer):
-        self.accelerator, self.model, self.device = rt.accelerator, model, rt.device
+        self.rt, self.accelerator, self.model, self.device = rt, rt.accelerator, model, rt.device
         self.twin = zero.Twin(model, optimiser)
         self.half = zero.half_type(rt.accelerator)
         with zero.same_weights(model):
@@ -116,6 +116,8 @@ class ShardedEngine(Engine):
     def step(self, loss: Tensor, lr: float, images: int) -> float:
         set_learning_rate(self.wrapped, lr)
         self.accelerator.backward(loss)  # DeepSpeed averages, clips, steps and forgets the gradient in this call
+        norm = self.net.get_global_grad_norm()
+        self.rt.meter.add({f"gradient/{self.rt.verb} (norm)": torch.as_tensor(norm)} if norm is not None else {})
         return float(loss.detach())
 
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ A record is its length in 8 bytes, the length's checksum in 4, an Event message,
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def cut_after(run_dir: Path, images: int) -> dict[tuple[str, int], Any]:
         elif end < path.stat().st_size:
             os.truncate(path, end)
     return kept
+
+
+def let_thread_end_silently() -> None:
+    """TensorBoard's writing thread ends on a full disk, and the next flush raises the same error: it is said once."""
+    former = threading.excepthook
+    if getattr(former, "of_events", False):
+        return
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        if not (isinstance(found.exc_value, OSError) and type(found.thread).__name__ == "_AsyncWriterThread"):
+            former(found)
+
+    hook.of_events = True
+    threading.excepthook = hook
 
 
 def session(config: Mapping[str, Any]) -> tuple[Any, Any]:

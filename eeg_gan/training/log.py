@@ -34,6 +34,7 @@ class Log:
     def _open(self, images: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        events.let_thread_end_silently()
         _drop_after(self.path, images)
         self.kept = events.cut_after(self.run_dir, images)
         # the mark tells a TensorBoard that has been looking all along to forget what was taken away

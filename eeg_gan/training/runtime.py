@@ -34,6 +34,7 @@ MAY_CHANGE += (
     "engine.check_every",
     "engine.bucket_mb",
     "engine.overlap",
+    "micro_batch",
     "workers",
     "seeds",
     "keep_checkpoints",
@@ -199,10 +200,11 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
     accelerator = engine.accelerator(config)
     if accelerator.device.type == "cpu":
         heap.keep_freed()
-    with watchdog.over(verb):
+    with watchdog.over(verb), _memory(config):
         world.check(accelerator.num_processes)
         make_folder(run_dir)
         with watch() as flag, _lock(run_dir):
+            new = not (run_dir / "config.yaml").exists()
             claim(run_dir, verb, config)
             runtime = Runtime(verb, config, run_dir, accelerator, flag)
             runtime.record.update(
@@ -211,12 +213,33 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
             runtime.record["engine"] = zero.asked(config) or "accelerate"
             if runtime.done:
                 log.info("%-12s done: %s", runtime.name, runtime.record.get("headline", ""))
+            refused = False
             try:
                 yield runtime
+            except UserError:
+                refused = new and unclaim(run_dir)
+                raise
             finally:
                 runtime.log.close()
-                if not runtime.done:
+                if not runtime.done and not refused:
                     runtime.save_record()
+
+
+@contextlib.contextmanager
+def _memory(config: Any) -> Iterator[None]:
+    """Memory that does not suffice is the user's to mend, by a key that the config knows best."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, its CPU's has no class
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        cure = "take a machine with more memory, or lower batch where there is such a key"
+        if hasattr(config, "with_less_memory"):
+            cure = config.with_less_memory(world_size())
+        elif hasattr(config, "engine"):
+            cure = "start more processes, among which the batch is divided; or lower it, which trains something else"
+        fact = (str(error).splitlines() or ["there is not enough memory"])[0].rstrip(".")
+        raise UserError(f"{fact}. Cure: {cure}; the same command goes on") from None
 
 
 def make_folder(run_dir: Path) -> None:
@@ -237,6 +260,16 @@ def claim(run_dir: Path, verb: str, config: Any) -> None:
             partial = path.with_name("config.yaml.partial")
             partial.write_text(yaml.safe_dump(resolved, sort_keys=False, width=120))
             os.replace(partial, path)
+
+
+def unclaim(run_dir: Path) -> bool:
+    """Frees the directory of a command that was refused before it made anything, so that a corrected one may use it."""
+    if {path.name for path in run_dir.iterdir()} - {"config.yaml", "run.json", ".lock"}:
+        return False
+    if is_main():
+        for name in ("config.yaml", "run.json"):
+            (run_dir / name).unlink(missing_ok=True)
+    return True
 
 
 @contextlib.contextmanager

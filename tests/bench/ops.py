@@ -227,7 +227,7 @@ def run(device, quick, chosen):
     else:
         networks = (cases([shape], dtype, device) for dtype, shape in BIG.items())
         plan = itertools.chain(*networks, warps((32, 64), 128, device))
-    clock = Clock(device, 3 if quick else 5)
+    clock = Clock(device, 3 if quick else 15)
     print(f"{'operation':12} {'case':46}" + " {:>8} {:>6} {:>6}".format("fwd ms", "ratio", "share") * 2)
     print("the second three: forward and backward together")
     for case in plan:
@@ -280,7 +280,8 @@ def summarise(device, rows):
 
 def write(path, gpu, rows):
     processor = platform.processor() or platform.machine()
-    machine = {"processor": processor, "threads": torch.get_num_threads(), "gpu": gpu}
+    machine = {"processor": processor, "instructions": torch.backends.cpu.get_cpu_capability()}
+    machine |= {"threads": torch.get_num_threads(), "gpu": gpu}
     with open(f"{path}.partial", "w") as file:
         json.dump({"machine": machine, "torch": torch.__version__, "rows": rows}, file, indent=1)
     os.replace(f"{path}.partial", path)

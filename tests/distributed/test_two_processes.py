@@ -160,8 +160,10 @@ def compared(tmp_path_factory, runs):
     for name in [*TRAINED, *READING]:
         assert cli.main(words(name, "one")) == 0
     assert cli.main([*words("encode", "more"), "stop_after=48"]) == 75
+    assert cli.main([*words("gan", "more"), "stop_after=16"]) == 75
     jobs = {name: words(name, "two") for name in [*TRAINED, *READING]}
     jobs |= {"more-first": ([*words("encode", "more"), "stop_after=96"], 75), "more": words("encode", "more")}
+    jobs |= {"more-gan": [*words("gan", "more"), "micro_batch=4"]}
     (folder / "said.txt").write_text(run_all(folder, jobs))
     return folder
 
@@ -186,8 +188,10 @@ def test_training_on_two_processes_equals_one(compared, name):
 def test_a_run_goes_on_with_more_processes_and_says_so_once(compared):
     """Begun by one, continued by two: the same data and schedule as one alone to the end."""
     same_weights(compared, "one-encode", "more-encode", 1e-4, 1e-6)
+    same_weights(compared, "one-gan", "more-gan", 1e-3, 2e-4)
     said = (compared / "said.txt").read_text()
-    assert said.count("begun by 1, going on with 2 processes: the same stream of data") == 1
+    for run in ("encode", "gan"):
+        assert said.count(f"more-{run}: begun by 1, going on with 2 processes: the same stream of data") == 1
 
 
 def test_embed_evaluate_and_generate_on_two_processes_equal_one(compared):
@@ -295,7 +299,7 @@ def test_the_other_ways_of_aligning_on_two_processes_equal_one(tmp_path, runs):
     path.write_text(json.dumps({"run_dir": "x", "stages": stages}))  # JSON is YAML
     assert cli.main(["pipeline", str(path), f"run_dir={tmp_path}/one"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eeg_gan"]
-    words = [*launch, "pipeline", str(path), f"run_dir={tmp_path}/two"]
+    words = [*launch, "pipeline", str(path), f"run_dir={tmp_path}/two", "stages.align.micro_batch=5"]
     subprocess.run(words, check=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for stage in stages:
         one, two = (checkpoint.newest(tmp_path / name / stage) for name in ("one", "two"))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import cluster
@@ -76,8 +77,8 @@ def folder(slurm, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chain(folder):
-    """The pipeline as it is given on a command line, from a folder with spaces and quotes in its name."""
-    place = folder / "it's a $(test)"
+    """The pipeline as it is given on a command line, from a folder with a name that needs quotes."""
+    place = folder / "it's 50% a\\b $(test)"
     place.mkdir()
     launcher = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--cluster", FACTS]
     subprocess.run(
@@ -137,6 +138,12 @@ def wait(condition, what):
 def end_of(job):
     """The facts of a job that has ended."""
     return wait(lambda: (f := job_facts(job)).get("JobState") in ENDED and f, f"the end of job {job}")
+
+
+def seconds_of(facts):
+    """How long a job ran at last; it may have waited long for the nodes before."""
+    began, ended = (datetime.fromisoformat(facts[name]) for name in ("StartTime", "EndTime"))
+    return (ended - began).total_seconds()
 
 
 def log_of(run_dir, rank=0):
@@ -330,11 +337,9 @@ def test_the_pipeline_is_a_chain_that_ends_in_a_report(chain):
     run_dir = chain
     entries = board.entries(str(run_dir))
     assert [entry.stage for entry in entries][-2:] == ["evaluate", "report"]
-    for entry in entries:
-        assert_completed(run_dir, entry.job)
-    page = run_dir / "report" / "report.html"
-    assert page.stat().st_mtime - (run_dir / "slurm" / "0001" / "environment.json").stat().st_mtime < LIMIT_S
-    assert "Every metric" in page.read_text()
+    took = [seconds_of(assert_completed(run_dir, entry.job)) for entry in entries]
+    assert sum(took) < 300, f"the jobs of the chain, with others beside them: {took} s"
+    assert "Every metric" in (run_dir / "report" / "report.html").read_text()
     codes = list((run_dir / "slurm").glob("code-*"))
     assert len(codes) == 1 and (codes[0] / "commit.txt").exists()
     assert (run_dir / "slurm").stat().st_mode & 0o777 == 0o700

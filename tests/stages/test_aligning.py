@@ -8,9 +8,11 @@ from conftest import debug
 from safetensors.torch import load_file
 
 from eeg_gan import cli
+from eeg_gan.config import from_dict
 from eeg_gan.data.loader import Reader
 from eeg_gan.data.shards import Shards
-from eeg_gan.models.image_tower import TowerConfig, build_tower
+from eeg_gan.models.image_tower import ImageTower, TowerConfig, build_tower
+from eeg_gan.stages.align import Config
 from eeg_gan.stages.loading import embed_images, load_encoder, unique_images
 from eeg_gan.stages.tower_cache import cached_embeddings
 from eeg_gan.training import checkpoint
@@ -23,7 +25,7 @@ def align(runs, run_dir, *words):
     return cli.main(["align", debug("align"), *common, *words])
 
 
-def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path, runs):
+def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path, runs, capsys):
     assert align(runs, tmp_path / "a", f"encoder={runs}/encode", "learn=map") == 0
     held, stage1 = checkpoint.chosen(tmp_path / "a"), checkpoint.chosen(runs / "encode")
     assert checkpoint.tensors_digest(held.tensors["encoder"]) == checkpoint.tensors_digest(stage1.tensors["encoder"])
@@ -35,6 +37,11 @@ def test_a_map_leaves_the_encoder_as_it_was_and_is_part_of_the_feature(tmp_path,
         torch.testing.assert_close(loaded.module.eval()(x), torch.nn.functional.normalize(z, dim=1))
     assert loaded.digest != first.digest
     assert align(runs, tmp_path / "b", f"encoder={tmp_path}/a") == 2, "fine-tuning starts from encode"
+    for key in ("adapt", "start_from"):  # either would lose the map without a word
+        words = [f"loader.index={runs}/prepare/index.json", f"{key}={tmp_path}/a", f"run_dir={tmp_path}/{key}"]
+        assert cli.main(["encode", debug("encode"), *words]) == 2
+        assert f"{key}={tmp_path}/a is a run with learn=map" in capsys.readouterr().err
+        assert not (tmp_path / key / "config.yaml").exists(), "what was refused at the start claims no folder"
 
 
 def test_an_encoder_from_scratch_needs_no_stage_1(tmp_path, runs):
@@ -43,6 +50,24 @@ def test_an_encoder_from_scratch_needs_no_stage_1(tmp_path, runs):
     assert load_encoder(tmp_path / "a").config.dim == 12 and load_encoder(tmp_path / "a").subjects["subjects"]
     assert align(runs, tmp_path / "b", f"encoder={runs}/encode", "architecture.dim=12") == 2
     assert align(runs, tmp_path / "b", "encoder=null", "learn=map") == 2
+
+
+def test_micro_batches_of_a_trained_tower_change_nothing_but_memory(tmp_path, runs, monkeypatch, capsys):
+    """The loss sees the whole batch; the tower sees parts of it, a second time while backward runs."""
+    sizes, own = [], ImageTower.forward
+    monkeypatch.setattr(ImageTower, "forward", lambda self, x: (self.training and sizes.append(len(x))) or own(self, x))
+    common = [f"encoder={runs}/encode", "tower.frozen=false", "optim.name=sgd", "optim.lr=0.05", "evaluate_every=64"]
+    for name, more in (("whole", []), ("parts", ["micro_batch=12"])):
+        assert align(runs, tmp_path / name, *common, *more) == 0
+    assert sizes == [32, 32] + 2 * [12, 12, 8, 8, 12, 12]
+    whole, parts = (checkpoint.newest(tmp_path / name).tensors for name in ("whole", "parts"))
+    for network in ("tower", "encoder", "projection", "scale"):
+        for key, value in whole[network].items():
+            torch.testing.assert_close(parts[network][key], value, rtol=1e-4, atol=1e-6, msg=f"{network} {key}")
+    assert align(runs, tmp_path / "n", *common, "micro_batch=8", "tower.model=timm:test_resnet") == 2
+    assert "batch norms see one part at a time" in " ".join(capsys.readouterr().err.split())
+    config = from_dict(Config, {"run_dir": "r", "loader": {"index": "i"}, "tower": {"frozen": False}}, "test")
+    assert "set micro_batch=64," in config.with_less_memory(2)
 
 
 def test_embeddings_are_kept_by_tower_and_picture(tmp_path, runs):

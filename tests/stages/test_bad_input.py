@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import commands, debug
 
 from eeg_gan import cli
+from eeg_gan.stages import gan
 from eeg_gan.training import checkpoint
 
 
@@ -137,6 +139,26 @@ def test_disk_full_while_saving_loses_nothing(runs, tmp_path):
     assert checkpoint.newest(tmp_path / "g").images == 64 and not list((tmp_path / "g").glob("checkpoint*.partial"))
     assert cli.main(words) == 0
     assert checkpoint.newest(tmp_path / "g").images == 128
+
+
+def too_little_on_a_gpu(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+
+def too_little(*_):
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize("fault, said", [(too_little_on_a_gpu, "Tried to allocate 2.00 GiB."), (too_little, "memory")])
+def test_too_little_memory_has_a_cure_with_which_the_run_goes_on(capsys, runs, tmp_path, monkeypatch, fault, said):
+    shutil.copytree(runs / "gan", tmp_path / "g")
+    words = ["gan", debug("gan"), f"run_dir={tmp_path}/g", *commands(runs)["gan"], "total_images=144"]
+    with monkeypatch.context() as patched:
+        patched.setattr(gan, "step_generator", fault)
+        found = refused(capsys, words)
+        assert said in found and "Cure: set micro_batch=4, with which the same is learnt" in found
+    assert cli.main([*words, "micro_batch=4"]) == 0
+    assert checkpoint.newest(tmp_path / "g").images == 144
 
 
 def test_two_commands_in_one_run_directory(capsys, runs, tmp_path):

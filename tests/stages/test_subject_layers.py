@@ -8,9 +8,10 @@ import torch
 from conftest import commands, debug
 
 from eeg_gan import cli
+from eeg_gan.models.eeg import matched
 from eeg_gan.training import checkpoint
 
-SUBJECTS = ["encoder.subjects=true", "encoder.readout=true", "encoder.dropout=0"]
+SUBJECTS = ["encoder.subjects=true", "encoder.readout=true", "encoder.matched=true", "encoder.dropout=0"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,8 @@ def test_layers_are_trained_saved_and_read_by_later_stages(runs, base, tmp_path)
     assert found.state["subjects"] == subjects(runs / "prepare" / "index.json")
     layers = [found.tensors["encoder"][f"mixing.{i}"] for i in range(len(found.state["subjects"]))]
     assert all(0 < layer.abs().max() < 1 for layer in layers), "near the identity"
+    filters = [found.tensors["encoder"][f"filters.1.{i}"] for i in range(len(layers))]
+    assert len({tuple(each.flatten().tolist()) for each in filters}) == len(layers), "everybody's own"
     words = {**commands(runs), "base": [f"encoder={base}"]}
     index = words["embed"][0]
     assert cli.main(["align", debug("align"), index, f"encoder={base}", f"run_dir={tmp_path}/align"]) == 0
@@ -79,7 +82,34 @@ def test_maps_in_closed_form_stay_and_alignment_adds_the_pictures(runs, tmp_path
     assert all(not torch.allclose(new, old, atol=1e-6) for new, old in zip(added, first, strict=True))
 
 
-@pytest.mark.parametrize("words", [["ridge=0", *SUBJECTS], ["ridge=1", "encoder.subjects=true"]])
+def test_probabilities_of_classes_are_fitted_once_and_stay(runs, tmp_path, capsys):
+    words = [*commands(runs)["encode"], *SUBJECTS, "encoder.posterior=true", "ridge=2"]
+    assert encode_debug(tmp_path / "a", *words, "stop_after=64") == 75
+    first = checkpoint.newest(tmp_path / "a").tensors["encoder"]
+    assert encode_debug(tmp_path / "a", *words) == 0
+    last = checkpoint.newest(tmp_path / "a").tensors["encoder"]
+    fixed = [name for name in first if name.startswith(("posterior", "filters", "readout"))]
+    assert all(torch.equal(first[name], last[name]) for name in fixed)
+    lengths = first["posterior.codes"].norm(dim=1)
+    torch.testing.assert_close(lengths[:4], torch.full((4,), 2.0))  # the debug data have four classes
+    assert not lengths[4:].any()
+    assert encode_debug(tmp_path / "b", *words, "encoder.dim=3") == 2
+    assert "a direction for each of 4 classes" in capsys.readouterr().err
+    words = [commands(runs)["embed"][0], f"encoder={tmp_path}/a", f"run_dir={tmp_path}/c", "ridge=1"]
+    assert cli.main(["align", debug("align"), *words]) == 2
+    assert "end in probabilities of classes" in capsys.readouterr().err
+
+
+def test_a_filter_needs_trials(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(matched, "LEAST", 100)
+    assert encode_debug(tmp_path / "x", *commands(runs)["encode"], *SUBJECTS) == 2
+    assert "of each class, here 104, but S1 has" in capsys.readouterr().err
+
+
+NOT = [["ridge=0", *SUBJECTS], ["ridge=1", "encoder.subjects=true"], [*SUBJECTS, "encoder.posterior=true"]]
+
+
+@pytest.mark.parametrize("words", NOT)
 def test_closed_form_needs_maps_and_a_length(runs, tmp_path, capsys, words):
     assert encode_debug(tmp_path / "x", *commands(runs)["encode"], *words) == 2
     assert "ridge" in capsys.readouterr().err
@@ -109,12 +139,14 @@ def test_a_new_subject_is_learnt_by_its_layer_alone_and_resumes(base, newcomer, 
     old, new, unbroken = (checkpoint.newest(path).tensors["encoder"] for path in (base, tmp_path / "a", tmp_path / "b"))
     old = checkpoint.chosen(base).tensors["encoder"]
     first = len(checkpoint.chosen(base).state["subjects"])
-    kinds = ("mixing", "readout")
+    fixed = ("filters.0", "filters.1", "filters.2")
+    kinds = ("mixing", "readout", *fixed)
     added = {f"{kind}.{first + i}" for kind in kinds for i in (0, 1)}
     assert new.keys() - old.keys() == added
     means = {kind: torch.stack([old[f"{kind}.{i}"] for i in range(first)]).mean(0) for kind in kinds}
     assert all(torch.equal(new[name], old[name]) for name in old), "everything else is frozen"
-    assert all(not torch.equal(new[name], means[name.split(".")[0]]) for name in added)
+    kept = {name for name in added if torch.equal(new[name], means[name.rpartition(".")[0]])}
+    assert kept == {name for name in added if name.startswith(fixed)}, "filters of new people are the mean of the old"
     assert all(torch.equal(new[name], unbroken[name]) for name in new)
     embed = ["embed", debug("embed"), f"loader.index={newcomer}", f"encoder={tmp_path}/a", f"run_dir={tmp_path}/e"]
     assert cli.main(embed) == 0

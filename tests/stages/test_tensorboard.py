@@ -2,9 +2,11 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -78,6 +80,22 @@ def test_rows_are_in_the_file_before_the_process_can_be_killed(tmp_path):
     log.scalars(16, {"loss (1)": 1.0})
     assert [value.tag for event in events.read(tmp_path) for value in event.summary.value] == ["loss (1)"]
     log.close()
+
+
+def test_a_full_disk_is_said_once_and_by_no_thread(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    log = Log(tmp_path, active=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.scalars(16, {"loss (1)": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not said
+    threading.excepthook(threading.ExceptHookArgs((ValueError, ValueError("ours"), None, threading.current_thread())))
+    assert len(said) == 1
 
 
 def test_a_damaged_record_ends_what_is_kept(tmp_path):

@@ -183,6 +183,13 @@ def test_every_process_gets_whole_groups():
     check_groups(config_of(path_length={"shrink": 4}), 4)  # without path lengths there is nothing to divide
 
 
+def test_the_next_smaller_micro_batch_is_the_cure_for_too_little_memory():
+    assert "set micro_batch=4," in config_of().with_less_memory(1)
+    assert "set micro_batch=2," in config_of(micro_batch=4).with_less_memory(1)
+    assert "set micro_batch=2," in config_of().with_less_memory(2)
+    assert "start more processes" in config_of().with_less_memory(4)
+
+
 def test_conditions_are_moved_exchanged_and_dropped():
     features, pictures = torch.eye(6), [0, 0, 0, 1, 1, 2]
     trials = torch.tensor([0, 3, 5] * 200)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import timeit
 
 import numpy as np
 import pytest
@@ -208,6 +210,27 @@ def test_extreme_numbers(act):
 
 
 @compiled
+@pytest.mark.skipif(os.environ.get("EEG_GAN_SANITIZE") == "1", reason="the sanitizers' code is not fast")
+def test_every_loop_is_made_of_vectors():
+    """Element by element, with a branch for each sign, the simple ones take ten and more times as long as vectors."""
+    threads, x, b = torch.get_num_threads(), torch.randn(4, 16, 1024), torch.randn(16)
+    calls = [x.clone]
+    for act in ("relu", "lrelu"):
+        y = ops.bias_act(x, b, act=act)
+        numbers = (1, module.CODES[act], 0.2, 1.4, -1.0)
+        calls += [
+            lambda n=numbers: library.below_autograd("bias_act", x, b, *n),
+            lambda n=numbers, y=y: library.below_autograd("bias_act_backward", x, y, None, *n, False, True),
+        ]
+    torch.set_num_threads(1)
+    try:
+        clone, *others = (min(timeit.repeat(call, number=1, repeat=200)) for call in calls)
+    finally:
+        torch.set_num_threads(threads)
+    assert max(others) < 8 * clone, (clone, others)
+
+
+@compiled
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_number_of_threads_changes_no_bit(layout):
     threads, results = torch.get_num_threads(), []
@@ -227,12 +250,13 @@ def test_number_of_threads_changes_no_bit(layout):
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(8, 16, 231, 231), (16, 64, 80, 80)])
+@pytest.mark.parametrize("shape", [(7, 16, 231, 231), (13, 64, 80, 80)])
 def test_large_results_are_written_past_the_caches(shape, layout, dtype):
     """As if made image by image, which stay in the caches."""
+    shape = (shape[0] * 4 // dtype.itemsize, *shape[1:])
     x, dy, v = (LAYOUTS[layout](*shape).to(dtype) for _ in range(3))
     b = torch.randn(shape[1])
-    assert 2 * x.nbytes > 24 << 20
+    assert x.nbytes > 16 << 20
 
     def results(x, dy, v):
         x, dy = (t.detach().requires_grad_() for t in (x, dy))
@@ -241,7 +265,7 @@ def test_large_results_are_written_past_the_caches(shape, layout, dtype):
         return [t.detach() for t in (y, dx, *torch.autograd.grad(dx, (dy, x), v))]
 
     parts = [results(*(t[i : i + 1] for t in (x, dy, v))) for i in range(len(x))]
-    assert 5 * parts[0][0].nbytes < 24 << 20
+    assert 2 * parts[0][0].nbytes < 16 << 20
     for whole, images in zip(results(x, dy, v), zip(*parts, strict=True), strict=True):
         torch.testing.assert_close(whole, torch.cat(images), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 

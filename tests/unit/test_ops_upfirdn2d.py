@@ -137,12 +137,12 @@ def test_rows_of_every_width(up, down, last):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
 def test_large_results_are_written_past_the_caches(up, down, last):
-    x = torch.randn(1, 64, 176, 176) if up == 2 else torch.randn(2, 64, 256, 224)
+    x = torch.randn({2: (1, 64, 144, 144), 1: (2, 32, 288, 256)}[up] if down == 1 else (4, 32, 416, 384))
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     pads = [2, 1, 2, 1] if up == 2 else [2, 1, 2, 1] if down == 1 else [1, 1, 1, 1]
     with served_by("kernel"):
         y = ops.upfirdn2d(x, TAPS, up, down, pads)
-    assert x.nbytes + y.nbytes > 24 << 20
+    assert y.nbytes > 16 << 20
     with library.twins():
         torch.testing.assert_close(y, ops.upfirdn2d(x, TAPS, up, down, pads), rtol=1e-5, atol=1e-5)
 

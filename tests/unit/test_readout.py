@@ -5,7 +5,7 @@ import torch
 
 from eeg_gan.config import UserError
 from eeg_gan.models.eeg import EncoderConfig, build_encoder
-from eeg_gan.models.eeg.readout import STRENGTHS, fitted, ridge
+from eeg_gan.models.eeg.readout import STRENGTHS, discriminant, fitted, ridge
 from eeg_gan.models.eeg.subjects import frames
 from eeg_gan.stages.readout import class_codes
 
@@ -39,7 +39,7 @@ def test_left_out_trials_are_predicted_as_a_second_fit_without_them_would():
 def test_fewer_trials_than_values_explain_nothing_where_there_is_nothing():
     generator = torch.Generator().manual_seed(0)
     x, t = torch.randn(60, 200, generator=generator), torch.randn(60, 3, generator=generator)
-    assert fitted(x, t, "S1", 1.0)[1] < 0.05
+    assert fitted(x, t, "S1")[2] < 0.05
 
 
 def test_more_noise_is_met_by_more_strength():
@@ -47,18 +47,33 @@ def test_more_noise_is_met_by_more_strength():
     assert clean == STRENGTHS[0] < loud
 
 
-def test_explained_variance_is_of_unseen_trials_and_the_length_is_as_asked():
+def test_explained_variance_is_of_unseen_trials():
     x, t, true = noisy(400, noise=1.0)
-    weights, explained, _ = fitted(x, t, "S1", length=3.0)
+    weights, unseen, explained, _ = fitted(x, t, "S1")
     new, target, _ = noisy(4000, noise=1.0, seed=0)
     predicted = (new - x.mean(0)) @ weights
-    assert predicted.square().sum(1).mean().sqrt() == pytest.approx(3.0, rel=0.15)
+    assert predicted.square().sum(1).mean().sqrt() == pytest.approx(
+        float(unseen.square().sum(1).mean().sqrt()), rel=0.15
+    )
     of_signal = (x @ true).var(0).sum() / t.var(0).sum()
     assert explained == pytest.approx(float(of_signal), abs=0.05)
-    chance = fitted(x, torch.randn(400, 3, generator=torch.Generator().manual_seed(1)), "S1", 1.0)[1]
+    chance = fitted(x, torch.randn(400, 3, generator=torch.Generator().manual_seed(1)), "S1")[2]
     assert abs(chance) < 0.05 < explained
     with pytest.raises(UserError, match="S1 has 3"):
-        fitted(x[:3], t[:3], "S1", 1.0)
+        fitted(x[:3], t[:3], "S1")
+
+
+def test_a_discriminant_makes_classes_spheres_in_their_own_axes():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3000) % 3
+    codes = torch.linalg.qr(torch.randn(8, 3, generator=generator))[0].T
+    noise = torch.randn(3000, 3, generator=generator) @ torch.tensor([[3.0, 0, 0], [1, 0.5, 0], [0, 0, 0.2]])
+    z = (torch.eye(3)[labels] + noise) @ codes
+    to, means = discriminant(z, labels)
+    new = z @ to @ codes.T
+    torch.testing.assert_close(new[labels == 1].mean(0), means[1] @ codes.T, atol=1e-4, rtol=1e-4)
+    around = torch.cat([new[labels == k] - new[labels == k].mean(0) for k in range(3)])
+    torch.testing.assert_close(around.T @ around / 3000, torch.eye(3), atol=1e-3, rtol=1e-3)
 
 
 def test_a_subject_layer_adds_the_map_of_its_subject():

@@ -53,6 +53,15 @@ def test_a_verb_runs_here_from_its_copy(tmp_path, monkeypatch, capsys):
     assert front.main(["status", "r"]) == 0 and "done: 60 train" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
+def test_two_processes_meet_here(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    words = ["encode", debug("encode"), f"loader.index={runs}/prepare/index.json", "run_dir=r", "total_images=32"]
+    assert front.main(["--local", "tasks_per_node=2", "cpus_per_task=1", "--", *words]) == 0
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["processes"] == 2
+    assert len(list((tmp_path / "r" / "slurm" / "0001").glob("local_encode-000_?.log"))) == 2
+
+
 def test_tasks_have_folders_and_ranks_the_usual_variables_and_a_log_each(tmp_path, cluster):
     words = ["--cluster", cluster, "--local", "tasks_per_node=2", "parallelism=2"]
     assert front.main([*words, "--", "gan", debug("gan"), "run_dir=r", "seed=1,2"]) == 0

@@ -106,7 +106,7 @@ def test_arithmetic_of_processes_and_batches(tmp_path):
         (["--", "gan", debug("gan"), "g_optim.lr=a"], "g_optim.lr"),
         (["--", "doctor"], "by hand"),
         (["--"], "verb is missing"),
-        (["--", "gan", debug("gan"), "run_dir=50%"], "'%'"),
+        (["--", "gan", debug("gan"), "run_dir=%job"], "'%j'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_submitted(tmp_path, capsys, words, says):

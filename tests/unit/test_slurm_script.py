@@ -27,6 +27,8 @@ HOSTILE = [
     "; touch pwned #",
     "ü*?",
     "-n",
+    "a\\b",
+    "50%",
 ]
 RECORD = """#!/usr/bin/env python3
 import json, os, sys
@@ -134,10 +136,23 @@ def test_the_header_asks_for_what_the_cluster_file_says():
     assert "#SBATCH --requeue" not in lines
 
 
-@pytest.mark.parametrize("path", ["/runs/50%", "/runs/%j", "/runs/a\\b"])
-def test_folders_that_slurm_cannot_write_logs_into_are_refused(path):
+@pytest.mark.parametrize("path", ["/runs/%j", "/runs/50%tasks"])
+def test_folders_in_which_submitit_would_put_numbers_are_refused(path):
     with pytest.raises(UserError, match="another run_dir"):
         script.check_path(path)
+
+
+@pytest.mark.parametrize("name", ["50%", "a\\b"])
+def test_a_script_writes_its_own_log_where_slurm_cannot(ran, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    text = script.text(stage(setup=["echo set up"]), folder, tmp_path)
+    assert "#SBATCH --output=/dev/null" in header(text)
+    for _ in range(2):  # a requeued job appends
+        ran(text, folder)
+    assert (folder / "7_batch.log").read_text() == "set up\n" * 2
+    assert '/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_batch.log" 2>&1' in script.text(stage(2), folder, tmp_path)
+    assert "/dev/null" not in script.text(stage(), tmp_path, tmp_path)
 
 
 def test_apptainer_and_pyxis(ran, tmp_path):

@@ -53,7 +53,9 @@ class EncoderConfig:
     )
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
     subjects: bool = False  # before any encoder: each subject of the training split has a layer over electrodes
+    matched: bool = False  # with subjects: each also has a fixed filter before all that, fitted in closed form
     readout: bool = False  # with subjects: each also has a linear map of the EEG, added to the encoder's feature
+    posterior: bool = False  # with readout and matched: that map ends in probabilities of the training classes
     zoo: ZooConfig = field(default_factory=ZooConfig)
 
     def __post_init__(self):
@@ -64,8 +66,14 @@ class EncoderConfig:
             raise ValueError(f"widths lists the channels of one block or more, each 1 or more; got {list(self.widths)}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is a probability, so it must lie in [0, 1); got {self.dropout}")
+        if self.matched and not self.subjects:
+            raise ValueError("matched is a filter of each subject's own, so it needs encoder.subjects=true")
         if self.readout and not self.subjects:
             raise ValueError("readout is a map of each subject's own, so it needs encoder.subjects=true")
+        if self.posterior and not (self.readout and self.matched):
+            raise ValueError(
+                "posterior is of the linear maps of filtered EEG; set encoder.readout and encoder.matched too"
+            )
         if (self.name == "zoo") != (self.zoo.model is not None):
             raise ValueError(
                 "name=zoo and zoo.model=NAME belong together: a network of braindecode, such as EEGConformer"
@@ -94,7 +102,9 @@ def build_encoder(
     if not config.subjects:
         return encoder
     readout = (n_times, config.dim) if config.readout else None
-    return SubjectEncoder(encoder, n_chans, subjects, readout, 0.2 if config.dropout is None else config.dropout)
+    dropout = 0.2 if config.dropout is None else config.dropout
+    matched = n_times if config.matched else None
+    return SubjectEncoder(encoder, n_chans, subjects, readout, dropout, matched, config.posterior)
 
 
 def load_pretrained(encoder: nn.Module, config: EncoderConfig) -> None:
