@@ -54,7 +54,7 @@ def aligned(context: Any) -> Metrics:
         **_ways(context, rank, len(gallery)),
         **_back(context, query, gallery, target, labels, reader.labels),
         **_averaged(context, loaded, reader, query, gallery, target),
-        **_mapped(context, loaded, embeddings, target),
+        **_mapped(context, loaded, embeddings, target, rank),
     }
 
 
@@ -201,8 +201,13 @@ def _encoded_means(context: Any, loaded: LoadedAligner, reader, groups: list[np.
         return over_all(forward, fetch, len(groups), max(1, 512 // max(sizes))).numpy()
 
 
-def _mapped(context: Any, loaded: LoadedAligner, embeddings: torch.Tensor, target: np.ndarray) -> Metrics:
-    """A ridge from the stage-1 feature to the tower's embedding, fitted on training trials: the score to beat."""
+def _mapped(
+    context: Any, loaded: LoadedAligner, embeddings: torch.Tensor, target: np.ndarray, rank: np.ndarray
+) -> Metrics:
+    """A ridge from the stage-1 feature to the tower's embedding, fitted on training trials: the score to beat.
+
+    By how much `rank` [N], of alignment, is better: trial by trial.
+    """
     config, shards = context.config, context.shards
     if config.features is None:
         return {}
@@ -210,7 +215,12 @@ def _mapped(context: Any, loaded: LoadedAligner, embeddings: torch.Tensor, targe
     pictures, numbers = pictures_of(loaded.tower, train, config.run_dir, context.rt.device)
     z_train, z = (known.rows(shards.keys(split)).numpy() for split in ("train", config.split))
     query, gallery = linear_map.ridge_to(z_train, pictures[numbers].numpy(), z, embeddings.numpy())
-    return _top(context, "align/linear_map", retrieval.ranks(query, gallery, target), len(gallery))
+    mapped = retrieval.ranks(query, gallery, target)
+    gain = retrieval.top_k(rank, 1).astype(float) - retrieval.top_k(mapped, 1).astype(float)
+    return {
+        **_top(context, "align/linear_map", mapped, len(gallery)),
+        "align/linear_map_top1_gain": context.mean(gain, 0.0),
+    }
 
 
 def _unit(z: np.ndarray) -> np.ndarray:

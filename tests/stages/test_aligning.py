@@ -137,6 +137,9 @@ def test_every_figure_of_retrieval_is_there_with_its_chance(metrics):
         metrics["align/retrieval_mean_of_2_top1"]["n"] == metrics["align/retrieval_mean_of_all_top1"]["n"] == pictures
     )
     assert metrics["align/retrieval_2way_top1"]["value"] >= metrics["align/retrieval_top1"]["value"]
+    gain = metrics["align/linear_map_top1_gain"]
+    ours, mapped = (metrics[f"align/{name}_top1"]["value"] for name in ("retrieval", "linear_map"))
+    assert gain["value"] == pytest.approx(ours - mapped) and gain["low"] <= gain["value"] <= gain["high"]
     assert not [name for name in metrics if "eeg_mean_of" in name], "nobody saw a picture twice"
     assert metrics["image2eeg/cosine"]["value"] > metrics["image2eeg/cosine"]["chance"] - 0.5
 
