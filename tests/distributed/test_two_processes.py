@@ -131,11 +131,15 @@ def test_inference_over_two_ranks_keeps_the_order(tmp_path, total):
 
 SGD = ["total_images=128", "optim.name=sgd", "optim.lr=0.05", "evaluate_every=128"]
 ADAM = ["total_images=32", "evaluate_every=32"]  # Adam turns rounding of tiny gradients into whole steps: few of them
+# fitted in closed form before training: filters and maps of each subject, probabilities of classes
+CLOSED = ["encoder.dropout=0", "encoder.subjects=true", "encoder.matched=true", "encoder.readout=true"]
 TRAINED = {
     "encode": ("encode", [*SGD, "encoder.dropout=0"]),
     "encode-adam": ("encode", [*ADAM, "encoder.dropout=0"]),
     "subjects": ("encode", [*SGD, "encoder.dropout=0", "encoder.subjects=true", "loss=supervised_contrastive"]),
+    "closed-form": ("encode", [*SGD, *CLOSED, "encoder.posterior=true", "ridge=2"]),
     "align": ("align", SGD),
+    "align-ridge": ("align", [*ADAM, "ridge=1.5"]),
     "align-adam": ("align", ADAM),
     "image2eeg": ("image2eeg", [*SGD, "regressor.dropout=0"]),
     "image2eeg-adam": ("image2eeg", [*ADAM, "regressor.dropout=0"]),
@@ -148,13 +152,14 @@ READING = ("embed", "evaluate", "generate")
 def compared(tmp_path_factory, runs):
     """The same commands on one process and on two: FOLDER/one-NAME, FOLDER/two-NAME."""
     folder = tmp_path_factory.mktemp("compared")
-    source = ["encode", debug("encode"), *commands(runs)["encode"], "encoder.dropout=0", f"run_dir={folder}/source"]
-    assert cli.main(source) == 0
+    for name, more in (("source", ["encoder.dropout=0"]), ("source-ridge", [*CLOSED, "ridge=2", "total_images=16"])):
+        words = ["encode", debug("encode"), *commands(runs)["encode"], *more, f"run_dir={folder}/{name}"]
+        assert cli.main(words) == 0
 
     def words(name, run):
         verb, more = TRAINED.get(name, (name, []))
         given = [verb, debug(verb), *commands(runs)[verb], *more, f"run_dir={folder}/{run}-{name}"]
-        given += [f"encoder={folder}/source"] if verb == "align" else []
+        given += [f"encoder={folder}/source{'-ridge' * name.endswith('ridge')}"] if verb == "align" else []
         return given + (["seed=3", "engine.check_every=1"] if name in TRAINED else [])
 
     for name in [*TRAINED, *READING]:
