@@ -144,10 +144,13 @@ def _with_data(value: Any, data: str) -> Any:
 
 
 def _figure(row: Row, made: Made | None) -> dict | None:
-    """The measured figure with its interval, or the difference of two."""
+    """The measured figure with its interval, by how many per cent it lies above another's, or the difference of two."""
     if made is None or row.stage is None:
         return None
     own = made.metrics.get(row.stage, {}).get(row.metric)
+    if own is not None and row.percent_above is not None:
+        bounds = {key: own.get(key) for key in ("value", "low", "high")}
+        own = own | {key: 100 * (x / row.percent_above - 1) for key, x in bounds.items() if x is not None}
     if own is None or own["value"] is None or row.minus is None:
         return own if own and own["value"] is not None else None
     other = made.metrics.get(row.minus, {}).get(row.metric)

@@ -24,11 +24,16 @@ class Row:
     stage: str | None = None  # the stage whose metrics.json holds it; null: the paper cites others, nothing to run
     metric: str = ""  # its name there
     minus: str | None = None  # another stage whose figure is taken off: a finding on which of two is better
+    percent_above: float | None = None  # a figure of others: the paper says by how many per cent its own lies above it
     expects: Literal["equal", "above"] = "equal"  # above: the measured figure is to be larger than the paper's
 
     def __post_init__(self):
         if self.stage is not None and not self.metric:
             raise ValueError(f"{self.figure}: stage={self.stage} needs the name of a metric in its metrics.json")
+        if self.percent_above is not None and (self.minus is not None or not self.percent_above > 0):
+            raise ValueError(
+                f"{self.figure}: percent_above is a figure above 0 that others reached, and goes without minus"
+            )
 
     def agrees(self, value: float) -> bool:
         return value > self.paper if self.expects == "above" else abs(value - self.paper) <= self.tolerance

@@ -105,6 +105,15 @@ OWN = {
             "stage": "broken",
             "metric": "encode/nmi",
         },
+        {
+            "place": "Abstract",
+            "figure": "per cent",
+            "paper": 0.0,
+            "tolerance": 1000,
+            "stage": "evaluate",
+            "percent_above": 0.25,
+            "metric": "lda/accuracy",
+        },
         {"place": "Table 2", "figure": "cited", "paper": 0.5},
     ],
     "stages": {
@@ -138,6 +147,9 @@ def test_a_stage_that_fails_leaves_a_reason_and_the_others_go_on(tmp_path):
     rows = {row["figure"]: row for row in json.loads((tmp_path / "out/own/ledger.json").read_text())}
     assert rows["LDA"]["agrees"] and not rows["far"]["agrees"] and "(differs)" in rows["far"]["cells"][3]
     assert rows["no gain"]["published"]["value"] == 0 and not rows["no gain"]["agrees"], "0 is not above 0"
+    lda, percent = (rows[name]["published"] for name in ("LDA", "per cent"))
+    for key in ("value", "low", "high"):
+        assert percent[key] == pytest.approx(100 * (lda[key] - 0.25) / 0.25)
     assert rows["broken"]["cells"][3:] == ["not measured", "not measured"] and rows["cited"]["cells"][3:] == ["-", "-"]
     said = (tmp_path / "out/own/ledger.md").read_text()
     assert "simulated, published, embed: " in said and "broken: not run, as embed failed" in said
