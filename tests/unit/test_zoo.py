@@ -136,7 +136,9 @@ def test_weights_that_do_not_fit_are_refused(library, tmp_path):
         (("sfreq", None),): "at a rate that their file does not tell",
         (("weights", str(tmp_path / "bad.pt")),): "cannot be read as weights",
         (("weights", str(tmp_path / "code.pt")),): "cannot be read as weights",
-        (("weights", str(tmp_path / "none.pt")),): "no such file",
+        (
+            ("weights", str(tmp_path / "none.pt")),
+        ): "no such file; .* get model.safetensors .*braindecode.models.Fixed.html gives to from_pretrained",
     }.items():
         with pytest.raises(UserError, match=said):
             build(**{**weights, **dict(zoo)})

@@ -21,6 +21,7 @@ from eeg_gan.models.eeg.montage import Absent, mixing, montage_name
 
 NONCOMMERCIAL = ("BrainModule", "EEGMiner", "MetaNeuromotorHand", "EMG2QwertyNet", "VEMG2Pose")
 HEAD = "final_layer"  # braindecode's name of what maps features to outputs
+PAGE = "https://braindecode.org/stable/generated/braindecode.models.{}.html"
 log = logging.getLogger("eeg_gan")
 
 
@@ -124,7 +125,7 @@ def make(
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Weights of a local file into a network; all but the head must fit by name and shape."""
-    found = _read(Path(path))
+    found = _read(Path(path), type(network).__name__)
     renamed = getattr(network, "mapping", None) or {}
     found = {renamed.get(name, name): value for name, value in found.items()}
     own = network.state_dict()
@@ -169,7 +170,7 @@ def _described(channels: Sequence[str], sfreq: float) -> list[dict]:
     return info["chs"]
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, model: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             found = load_file(path)
@@ -177,7 +178,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
-            f"encoder.zoo.weights={path}: no such file; download it by hand and name where it lies"
+            f"encoder.zoo.weights={path}: no such file; on a machine with a network get model.safetensors of the "
+            f"repository whose name {PAGE.format(model)} gives to from_pretrained, and name where it lies here"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
