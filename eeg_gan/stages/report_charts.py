@@ -63,7 +63,7 @@ def maps(runs: Runs) -> list[dict]:
             blocks.append(
                 {
                     "kind": "figure",
-                    "src": _map(runs, _neighbours(z, runs.seed), metas),
+                    "src": _map(runs, neighbours(z, runs.seed), metas),
                     "alt": f"t-SNE of {said}",
                     "caption": (
                         f"t-SNE of {said}, {len(z)} held-out trials; near points have similar features. Groups of "
@@ -73,7 +73,7 @@ def maps(runs: Runs) -> list[dict]:
                     ),
                 }
             )
-            points, share = _axes(z, runs.seed)
+            points, share = axes(z, runs.seed)
             blocks.append(
                 {
                     "kind": "figure",
@@ -105,13 +105,13 @@ def _map(runs: Runs, points: np.ndarray, metas: list[dict]) -> str:
     return figures.scatter_maps(points, [_by_class(runs, metas), _by_subject(metas), _by_time(metas)])
 
 
-def _neighbours(z: np.ndarray, seed: int) -> np.ndarray:
+def neighbours(z: np.ndarray, seed: int) -> np.ndarray:
     tsne = TSNE(2, perplexity=min(30, (len(z) - 1) / 3), metric="cosine", init="random", random_state=seed)
     with threadpool_limits(1):  # its threads wait for one another in loops, for minutes on a machine that is busy
         return tsne.fit_transform(z)
 
 
-def _axes(z: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+def axes(z: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
     """Points [N, 2], and the share of the variance that they keep."""
     pca = PCA(2, random_state=seed).fit(z)
     return pca.transform(z), float(pca.explained_variance_ratio_.sum())

@@ -117,6 +117,8 @@ def test_every_figure_of_retrieval_is_there_with_its_chance(metrics):
     pictures, classes, trials = 8, 4, 24  # of the debug data's test split; three people see each picture
     chances = {
         "align/retrieval_top1": 1 / pictures,
+        "align/retrieval_top5": 5 / pictures,
+        "align/retrieval_top10": 1,
         "align/retrieval_2way_top1": 1 / 2,
         "align/class_top1": 1 / classes,
         "align/image_to_eeg_top1": 1 / (trials - 2),

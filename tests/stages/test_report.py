@@ -15,7 +15,7 @@ from eeg_gan.data.card import Card
 from eeg_gan.data.shards import write_shards
 from eeg_gan.data.trial import Sample
 from eeg_gan.metrics.statistics import record
-from eeg_gan.stages import figures, report, report_decoding
+from eeg_gan.stages import figures, report, report_charts, report_decoding
 from eeg_gan.stages.report_pictures import nearest_training, reconstructions, spaced
 from eeg_gan.stages.report_runs import Runs
 from eeg_gan.stages.report_tables import meaning
@@ -174,6 +174,13 @@ def test_page_is_self_contained(whole):
     assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
     assert not re.search(r"https?://|<script|<link|@import|url\(", html)
     assert "cat &lt;b&gt;" in html and "cat <b>" not in html
+
+
+def test_maps_of_features_are_those_of_their_seed():
+    z = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    first, again, other = (report_charts.neighbours(z, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.allclose(first, other)
+    assert np.array_equal(report_charts.axes(z, 0)[0], report_charts.axes(z, 0)[0])
 
 
 def test_pictures_decode(whole):
