@@ -122,8 +122,6 @@ def run(config: Config) -> None:
 HEADLINE = ("encode/kmeans_accuracy", "encode/knn_accuracy", "align/retrieval_top1", "generate/class_accuracy")
 
 
-
-
 def _files(config: Config) -> list[Path]:
     """The small files that say whether what is judged has changed."""
     embedded = (config.features, config.aligned_features, config.image2eeg_features, config.against)
