@@ -54,6 +54,14 @@ def test_missing_index(capsys, tmp_path):
     assert "is a folder; set loader.index to the index.json" in refused(capsys, encode(tmp_path, tmp_path / "f"))
 
 
+def test_a_refused_command_takes_back_what_it_made_and_no_more(capsys, tmp_path):
+    (tmp_path / "p" / "slurm").mkdir(parents=True)
+    words = ["prepare", debug("prepare"), f"run_dir={tmp_path}/p"]
+    assert "no such folder" in refused(capsys, [*words, "source.name=folder", f"source.path={tmp_path}/nowhere"])
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {".lock", "slurm"}
+    assert cli.main(words) == 0, "the corrected command may use the same run directory"
+
+
 def test_missing_shard(capsys, shards, tmp_path):
     next(shards.parent.glob("train/*.tar")).unlink()
     assert "shard is missing" in refused(capsys, encode(shards, tmp_path / "e"))
