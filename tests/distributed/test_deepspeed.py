@@ -29,7 +29,7 @@ def words(verb, runs, run_dir, method="adam", clip="free", level=None, steps=20,
     given += [f"checkpoint_every={images}"]
     given += ["evaluate.every=null", f"snapshot_every={images}"] if verb == "gan" else [f"evaluate_every={images}"]
     given += {"encode": ["encoder.dropout=0"], "align": ["tower.frozen=false"]}.get(verb, [])
-    given += ["micro_batch=5"] if verb == "align" and (level or config) else []
+    given += ["micro_batch=5"] if verb == "align" else []
     groups = ("g_optim", "d_optim") if verb == "gan" else ("optim",)
     for group in groups:
         given += [f"{group}.{key}={value}" for key, value in METHODS[method].items()]
