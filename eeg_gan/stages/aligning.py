@@ -117,6 +117,11 @@ def build(config: Any, shards: Shards, start: LoadedEncoder, tower: ImageTower) 
     """The model of an align config; random weights are drawn from torch's present stream."""
     encoder = start.module
     if config.encoder is None or config.from_scratch:
+        if start.config.posterior:
+            raise UserError(
+                "encoder.posterior is fitted by encode on classes, so a new encoder cannot have it; give a run_dir of "
+                "encode with from_scratch=false, or an encoder or architecture without posterior"
+            )
         encoder = new_encoder(start.config, shards, start.state.get("subjects", ()))
     if config.ridge is not None:
         if not start.config.readout:

@@ -101,7 +101,7 @@ class Config:
                 "ridge fits linear maps of a new encoder's subjects; set encoder.readout=true, and neither adapt nor "
                 "start_from"
             )
-        if self.encoder.posterior and self.ridge is None:
+        if self.encoder.posterior and self.ridge is None and not (self.adapt or self.start_from):
             raise ValueError("encoder.posterior is fitted behind the maps that ridge fits; set ridge, 3 say")
         if min(self.total_images, self.evaluate_every, self.checkpoint_every) < 1:
             raise ValueError("total_images, evaluate_every and checkpoint_every count trials, so they are 1 or more")

@@ -29,16 +29,17 @@ def fit_filters(encoder: nn.Module, train: Reader) -> None:
     if encoder is None or encoder.filters is None:
         return
     layers, labels, people = layers_of(encoder, train.shards, train.split), torch.as_tensor(train.labels), []
+    most = VALUES // encoder.filters[0][0].numel()
     for number, name in enumerate(encoder.names):
-        trials = (layers == number).nonzero().flatten()
+        own = (layers == number).nonzero().flatten()
+        trials = own[spread(len(own), most)]
         least = matched.LEAST + len(labels[trials].unique())
         if len(trials) < least:
+            has = f"has {len(own)}" + (f", of which {most} fit into memory" if len(own) > most else "")
             raise UserError(
                 f"encoder.matched needs {matched.LEAST} training trials of each subject beyond one of each class, here "
-                f"{least}, but {name} has {len(trials)}; write encoder.matched=false, or leave that subject out"
+                f"{least}, but {name} {has}; write encoder.matched=false, or leave that subject out"
             )
-        eeg = train.batch(trials[:1].numpy())["eeg"]
-        trials = trials[spread(len(trials), VALUES // eeg[0].numel())]
         eeg = torch.cat([train.batch(part.numpy())["eeg"] for part in trials.split(BATCH)])
         people.append(matched.Subject(eeg, labels[trials]))
     for name, own in zip(encoder.names, matched.filters(people), strict=True):
@@ -76,7 +77,8 @@ def fit(
     if encoder.posterior is not None:
         codes = torch.stack([target_ND[label_N == label][0] for label in label_N.unique()])
         encoder.posterior.set(means, length * codes)
-    log.info("linear maps, R^2 of unseen trials (strength): %s", ", ".join(said))
+    seen = "" if encoder.filters is None else " (which the filters have seen)"
+    log.info("linear maps, R^2 of trials left out%s (strength): %s", seen, ", ".join(said))
 
 
 @torch.no_grad()

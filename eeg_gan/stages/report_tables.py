@@ -35,6 +35,7 @@ MEANING = {  # how each figure was obtained, by its name without judge and condi
     "align/image_to_eeg_class_top10": "from the picture to the EEG: classes ranked by their nearest trial, first 10",
     "align/linear_map_top1": "retrieval by a ridge from the stage-1 feature to the tower, the score joint training has "
     "to beat",
+    "align/linear_map_top1_gain": "by how much retrieval after alignment is above that by the ridge, trial by trial",
     "align/linear_map_top5": "the same among the nearest 5",
     "align/linear_map_top10": "the same among the nearest 10",
     "image2eeg/retrieval_top1": "the feature predicted for the seen picture is the nearest to the measured one, of all "
@@ -242,7 +243,7 @@ def meaning(name: str) -> str:
         )
     if name.startswith("bands/"):
         return "the linear probe when a frequency band is taken out of held-out trials, or nothing else is left"
-    if name.endswith("_gain"):
+    if name.endswith("_gain") and name not in MEANING:
         return "by how much it is above the same of the other encoder (`against`), trial by trial"
     suffix = next((s for s in CONDITIONS if name.endswith(s)), "")
     plain, _, judge = name.removesuffix(suffix).partition("[")

@@ -204,7 +204,7 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
         world.check(accelerator.num_processes)
         make_folder(run_dir)
         with watch() as flag, _lock(run_dir):
-            new = not (run_dir / "config.yaml").exists()
+            before = set(os.listdir(run_dir))
             claim(run_dir, verb, config)
             runtime = Runtime(verb, config, run_dir, accelerator, flag)
             runtime.record.update(
@@ -217,7 +217,9 @@ def start(verb: str, config: Any) -> Iterator[Runtime]:
             try:
                 yield runtime
             except UserError:
-                refused = new and unclaim(run_dir)
+                runtime.log.close()
+                opened = "test" in runtime.record.get("reads", {})  # which stays counted
+                refused = not opened and unclaim(run_dir, before)
                 raise
             finally:
                 runtime.log.close()
@@ -262,12 +264,16 @@ def claim(run_dir: Path, verb: str, config: Any) -> None:
             os.replace(partial, path)
 
 
-def unclaim(run_dir: Path) -> bool:
-    """Frees the directory of a command that was refused before it made anything, so that a corrected one may use it."""
-    if {path.name for path in run_dir.iterdir()} - {"config.yaml", "run.json", ".lock"}:
+def unclaim(run_dir: Path, before: set[str]) -> bool:
+    """Frees the directory of a command that was refused before it made anything, so that a corrected one may use it.
+
+    What was there `before` it stays; a TensorBoard file without figures is nothing.
+    """
+    made = set(os.listdir(run_dir)) - before - {".lock"}
+    if "config.yaml" in before or any(not name.startswith(("config.yaml", "run.json", "events.out.")) for name in made):
         return False
     if is_main():
-        for name in ("config.yaml", "run.json"):
+        for name in made:
             (run_dir / name).unlink(missing_ok=True)
     return True
 

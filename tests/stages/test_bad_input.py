@@ -1,6 +1,7 @@
 """What a careless person does: one clear line, exit code 2, nothing lost."""
 
 import json
+import logging
 import os
 import resource
 import shutil
@@ -52,6 +53,14 @@ def test_no_config_and_wrong_verb(capsys):
 def test_missing_index(capsys, tmp_path):
     assert "no such index" in refused(capsys, encode(tmp_path / "index.json", tmp_path / "e"))
     assert "is a folder; set loader.index to the index.json" in refused(capsys, encode(tmp_path, tmp_path / "f"))
+
+
+def test_a_refused_command_takes_back_what_it_made_and_no_more(capsys, tmp_path):
+    (tmp_path / "p" / "slurm").mkdir(parents=True)
+    words = ["prepare", debug("prepare"), f"run_dir={tmp_path}/p"]
+    assert "no such folder" in refused(capsys, [*words, "source.name=folder", f"source.path={tmp_path}/nowhere"])
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {".lock", "slurm"}
+    assert cli.main(words) == 0, "the corrected command may use the same run directory"
 
 
 def test_missing_shard(capsys, shards, tmp_path):
@@ -151,6 +160,7 @@ def too_little(*_):
 
 @pytest.mark.parametrize("fault, said", [(too_little_on_a_gpu, "Tried to allocate 2.00 GiB."), (too_little, "memory")])
 def test_too_little_memory_has_a_cure_with_which_the_run_goes_on(capsys, runs, tmp_path, monkeypatch, fault, said):
+    monkeypatch.setattr(cli.log, "handlers", [logging.NullHandler()])  # what a run says is not looked at here
     shutil.copytree(runs / "gan", tmp_path / "g")
     words = ["gan", debug("gan"), f"run_dir={tmp_path}/g", *commands(runs)["gan"], "total_images=144"]
     with monkeypatch.context() as patched:

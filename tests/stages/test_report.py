@@ -254,6 +254,8 @@ def test_spaced_shows_the_ends_the_median_and_no_name_twice():
 def test_meaning_of_metrics():
     assert "control" in meaning("generate/class_accuracy_shuffled_eeg")
     assert "not comparable with an Inception" in meaning("generate/fid[demo-classifier]_real")
+    assert "the other encoder" in meaning("encode/knn_accuracy_gain")
+    assert "the ridge" in meaning("align/linear_map_top1_gain")
     assert meaning("unknown/metric") == ""
 
 

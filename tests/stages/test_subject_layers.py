@@ -9,6 +9,7 @@ from conftest import commands, debug
 
 from eeg_gan import cli
 from eeg_gan.models.eeg import matched
+from eeg_gan.stages import readout
 from eeg_gan.training import checkpoint
 
 SUBJECTS = ["encoder.subjects=true", "encoder.readout=true", "encoder.matched=true", "encoder.dropout=0"]
@@ -95,15 +96,29 @@ def test_probabilities_of_classes_are_fitted_once_and_stay(runs, tmp_path, capsy
     assert not lengths[4:].any()
     assert encode_debug(tmp_path / "b", *words, "encoder.dim=3") == 2
     assert "a direction for each of 4 classes" in capsys.readouterr().err
-    words = [commands(runs)["embed"][0], f"encoder={tmp_path}/a", f"run_dir={tmp_path}/c", "ridge=1"]
-    assert cli.main(["align", debug("align"), *words]) == 2
-    assert "end in probabilities of classes" in capsys.readouterr().err
+    again = [word for word in words if word != "ridge=2"]  # the same encoder may be named, its fit is taken over
+    assert encode_debug(tmp_path / "d", *again, f"start_from={tmp_path}/a", "total_images=64") == 0
+    taken = checkpoint.newest(tmp_path / "d").tensors["encoder"]
+    assert torch.equal(taken["posterior.codes"], last["posterior.codes"])
+    index, given = commands(runs)["embed"][0], f"encoder={tmp_path}/a"
+    new = [word.replace("encoder.", "architecture.") for word in again if word.startswith("encoder.")]
+    for more, says in (
+        ([given, "ridge=1"], "end in probabilities of classes"),
+        ([given, "from_scratch=true"], "a new encoder cannot have it"),
+        (["encoder=null", *new], "a new encoder cannot have it"),
+    ):
+        assert cli.main(["align", debug("align"), index, f"run_dir={tmp_path}/c", *more]) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_filter_needs_trials(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(matched, "LEAST", 100)
     assert encode_debug(tmp_path / "x", *commands(runs)["encode"], *SUBJECTS) == 2
     assert "of each class, here 104, but S1 has" in capsys.readouterr().err
+    monkeypatch.setattr(matched, "LEAST", 8)
+    monkeypatch.setattr(readout, "VALUES", 4 * 12 * 64)  # four of the debug trials
+    assert encode_debug(tmp_path / "y", *commands(runs)["encode"], *SUBJECTS) == 2
+    assert "of which 4 fit into memory" in " ".join(capsys.readouterr().err.split())
 
 
 NOT = [["ridge=0", *SUBJECTS], ["ridge=1", "encoder.subjects=true"], [*SUBJECTS, "encoder.posterior=true"]]

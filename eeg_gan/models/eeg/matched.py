@@ -63,8 +63,9 @@ def evoked(people: list[Subject]) -> tuple[Tensor, Tensor]:
 def filters(people: list[Subject]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Each subject's mean [C, T], and the matrices [C, C] and [T, T] on either side of a trial less that mean.
 
-    Noise that is filtered has unit variance, averaged over electrodes and time. Where class means show only noise, it
-    is whitened and no more.
+    Noise that is filtered has unit variance, averaged over electrodes and time. Where class means have no more power
+    than noise leaves in them, it is whitened and no more. Trials that a filter was fitted on show their classes more
+    plainly than others do.
     """
     factors = evoked(people)
     shown = min(factor.trace() for factor in factors) > 0

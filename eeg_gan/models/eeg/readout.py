@@ -20,9 +20,8 @@ def ridge(x_NP: Tensor, target_ND: Tensor, each: bool = True) -> tuple[Tensor, T
     """Weights [P, D] from EEG to targets, the targets less their mean as predicted leave-one-out [N, D], the strength.
 
     Values and targets are centred, values scaled to unit variance for the penalty, `each` by itself or all alike; the
-    weights are for unscaled EEG,
-    without an intercept: as directions of features, what all trials share says nothing. Means count as fitted: left
-    out without that, a centred trial is minus the sum of the others, which says its target.
+    weights are for unscaled EEG, without an intercept: as directions of features, what all trials share says nothing.
+    Means count as fitted: left out without that, a centred trial is minus the sum of the others, which says its target.
     """
     x, t = x_NP.double(), target_ND.double()
     spread = x.std(0).clamp(min=1e-6) if each else x.var(0).mean().sqrt().clamp(min=1e-6).expand(x.shape[1])
