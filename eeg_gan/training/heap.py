@@ -19,4 +19,6 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    return bool(mallopt(TRIM_THRESHOLD, 2**31 - 1) and mallopt(MMAP_THRESHOLD, 2**30))
+    # Older versions take no more than 32 MB; what is set alone would leave the other at its start, far too low.
+    mapped = mallopt(MMAP_THRESHOLD, 2**30) or mallopt(MMAP_THRESHOLD, 2**25)
+    return bool(mapped and mallopt(TRIM_THRESHOLD, 2**31 - 1))

@@ -5,7 +5,6 @@ the time that clone() would take to move the bytes that the operation must move,
 """
 
 import argparse
-import ctypes
 import itertools
 import json
 import math
@@ -23,6 +22,7 @@ from eeg_gan import ops
 from eeg_gan.augment import image
 from eeg_gan.ops import library
 from eeg_gan.ops._affine_warp import SYM6
+from eeg_gan.training import heap
 
 LIMITS = {"upfirdn2d": 5.0, "bias_act": 1.8, "affine_warp": 4.0}  # of forward + backward on a CPU
 NETWORK = [(8, 64, 128), (8, 256, 32), (32, 64, 128), (32, 512, 16)]  # batch, channels, pixels
@@ -209,16 +209,6 @@ def measured(clock, op, name, ours, others, leaves, bytes_forward, bytes_backwar
     }
 
 
-def keep_freed_memory():
-    """Raises malloc's trim and mmap thresholds, as page faults would drown the rest; for both sides."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-    except OSError:
-        print("malloc's thresholds could not be raised: page faults are part of the figures")
-
-
 def run(device, quick, chosen):
     if device == "cpu":
         torch.set_num_threads(2)
@@ -255,7 +245,8 @@ def main():
     parser.add_argument("--op", nargs="+", choices=LIMITS, default=list(LIMITS), help="others keep their rows in FILE")
     parser.add_argument("--quick", action="store_true", help="small shapes, under 20 s")
     options = parser.parse_args()
-    keep_freed_memory()
+    if not heap.keep_freed():
+        print("malloc's thresholds could not be raised: page faults are part of the figures")
     print(f"compiled operators: {'in use' if ops.available() else ops.why_not()}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "not measured"
     print(f"GPU: {gpu}")
