@@ -28,7 +28,7 @@ def test_a_freed_array_is_used_again_without_page_faults():
     if not kept:
         pytest.skip("this C library has no mallopt")
     _, many = faults("given back")
-    assert many > 8 * 64 and few < many / 8  # huge pages may make 64 MB 32 faults
+    assert many >= 8 * 32 and few < many / 8  # in pages of 2 MB, the largest, 64 MB are 32 faults
 
 
 def test_thresholds_of_the_user_stay():
