@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import os
-import timeit
 
 import numpy as np
 import pytest
@@ -207,27 +205,6 @@ def test_extreme_numbers(act):
     torch.testing.assert_close(
         ops.bias_act(xs, dim=0, act=act, gain=1.3), twin(xs.double(), act=act, gain=1.3).float(), rtol=6e-7, atol=0
     )
-
-
-@compiled
-@pytest.mark.skipif(os.environ.get("EEG_GAN_SANITIZE") == "1", reason="the sanitizers' code is not fast")
-def test_every_loop_is_made_of_vectors():
-    """Element by element, with a branch for each sign, the simple ones take ten and more times as long as vectors."""
-    threads, x, b = torch.get_num_threads(), torch.randn(4, 16, 1024), torch.randn(16)
-    calls = [x.clone]
-    for act in ("relu", "lrelu"):
-        y = ops.bias_act(x, b, act=act)
-        numbers = (1, module.CODES[act], 0.2, 1.4, -1.0)
-        calls += [
-            lambda n=numbers: library.below_autograd("bias_act", x, b, *n),
-            lambda n=numbers, y=y: library.below_autograd("bias_act_backward", x, y, None, *n, False, True),
-        ]
-    torch.set_num_threads(1)
-    try:
-        clone, *others = (min(timeit.repeat(call, number=1, repeat=200)) for call in calls)
-    finally:
-        torch.set_num_threads(threads)
-    assert max(others) < 8 * clone, (clone, others)
 
 
 @compiled
