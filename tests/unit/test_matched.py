@@ -5,6 +5,7 @@ import torch
 
 from eeg_gan.models.eeg import EncoderConfig, build_encoder, matched
 from eeg_gan.models.eeg.readout import ridge
+from eeg_gan.models.eeg.subjects import pooling
 
 C, T, K = 6, 20, 4
 
@@ -62,14 +63,20 @@ def test_chance_has_no_evoked_power():
     assert (torch.tensor(chance).mean(0).abs() < 0.05 * loud).all()
 
 
-def test_an_encoder_reads_filtered_eeg():
+@pytest.mark.parametrize("n_times", [24, 100])
+def test_an_encoder_reads_filtered_eeg(n_times):
+    """Fewer samples than frames are filtered as they are; of more, frames pass."""
     config = EncoderConfig(name="linear", dim=8, subjects=True, matched=True)
-    encoder = build_encoder(config, C, 32, subjects=["a", "b"]).eval()
-    x, own = torch.randn(5, C, 32), torch.ones(5, dtype=torch.long)
+    encoder = build_encoder(config, C, n_times, subjects=["a", "b"]).eval()
+    x, own, pool = torch.randn(5, C, n_times), torch.ones(5, dtype=torch.long), pooling(n_times).float()
+    n_frames = pool.shape[1]
+    assert n_frames == min(n_times, 32)
     before = encoder(x, own)
-    parts = torch.randn(C, 32), torch.randn(C, C), torch.randn(32, 32)
-    encoder.set_filter("b", *parts)
-    torch.testing.assert_close(encoder(parts[1] @ (x - parts[0]) @ parts[2], 0 * own), encoder(x, own))
+    centre, over_C, over_F = torch.randn(C, n_times), torch.randn(C, C), torch.randn(n_frames, n_frames)
+    encoder.set_filter("b", centre, over_C, over_F)
+    new = over_C @ (x - centre) @ pool @ over_F @ torch.linalg.pinv(pool)
+    torch.testing.assert_close(encoder.filtered(x, own), new, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder(new, 0 * own), encoder(x, own), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(encoder(x, 0 * own), before)
     assert not any(each.requires_grad for each in encoder.filters.parameters())
     with pytest.raises(ValueError, match="encoder.subjects=true"):

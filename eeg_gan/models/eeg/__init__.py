@@ -53,7 +53,7 @@ class EncoderConfig:
     )
     keep_time: bool = True  # cnn: no stride that leaves an axis under 4; false is the paper's, blind on short windows
     subjects: bool = False  # before any encoder: each subject of the training split has a layer over electrodes
-    matched: bool = False  # with subjects: each also has a fixed filter before all that, fitted in closed form
+    matched: bool = False  # with subjects: each also has a fixed filter before all that, in closed form; 32 frames pass
     readout: bool = False  # with subjects: each also has a linear map of the EEG, added to the encoder's feature
     posterior: bool = False  # with readout and matched: that map ends in probabilities of the training classes
     zoo: ZooConfig = field(default_factory=ZooConfig)

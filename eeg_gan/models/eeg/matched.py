@@ -8,10 +8,9 @@ of trials less the mean of their class; S is common to all, what class means hav
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eeg_gan.models.eeg.subjects import FRAMES
+from eeg_gan.models.eeg.subjects import pooling
 
 # N trial, C electrode, T time sample, later frame of time
 ROUNDS = 4  # of alternation between the two factors of the noise
@@ -29,11 +28,6 @@ class Subject:
         means = x.new_zeros(len(classes), *x.shape[1:]).index_add_(0, number, x) / self.counts[:, None, None]
         self.evoked = means - x.mean(0)
         self.noise_C, self.noise_T = noise(x - means[number], len(classes), loading)
-
-
-def pooling(n_times: int) -> Tensor:
-    """[T, F] makes frames of samples, those that linear maps read: what is faster does not pass."""
-    return F.adaptive_avg_pool1d(torch.eye(n_times, dtype=torch.float64), min(FRAMES, n_times))
 
 
 def noise(rest_NCT: Tensor, lost: int, loading: float) -> tuple[Tensor, Tensor]:
@@ -61,7 +55,7 @@ def evoked(people: list[Subject]) -> tuple[Tensor, Tensor]:
 
 
 def filters(people: list[Subject]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Each subject's mean [C, T], and the matrices [C, C] and [T, T] on either side of a trial less that mean.
+    """Each subject's mean [C, T], and the matrices [C, C] and [F, F] on either side of the frames of a trial less it.
 
     Noise that is filtered has unit variance, averaged over electrodes and time. Where class means have no more power
     than noise leaves in them, it is whitened and no more. Trials that a filter was fitted on show their classes more
@@ -70,12 +64,11 @@ def filters(people: list[Subject]) -> list[tuple[Tensor, Tensor, Tensor]]:
     factors = evoked(people)
     shown = min(factor.trace() for factor in factors) > 0
     found = [_root(factor) if shown else torch.eye(len(factor), dtype=factor.dtype) for factor in factors]
-    every, pool = [], pooling(people[0].mean.shape[1])
+    every = []
     for own in people:
         over_C, over_T = found[0] @ torch.linalg.inv(own.noise_C), torch.linalg.inv(own.noise_T) @ found[1]
         power = (over_C @ own.noise_C @ over_C.T).trace() * (over_T.T @ own.noise_T @ over_T).trace()
         size = over_C.shape[0] * over_T.shape[0]
-        over_T = pool @ over_T @ torch.linalg.pinv(pool)  # to frames and back
         every.append(tuple(part.float() for part in (own.mean, over_C * (size / power).sqrt(), over_T)))
     return every
 

@@ -22,8 +22,8 @@ log = logging.getLogger("eeg_gan")
 class SubjectEncoder(nn.Module):
     """x [B, C, T] of subjects [B] -> encoder(x + M_s x), M_s [C, C] of subject s, zero at the start.
 
-    With `matched` = T a fixed filter of each subject comes before all that, L_s (x - m_s) R_s, the identity until
-    `set_filter`.
+    With `matched` = T a fixed filter of each subject comes before all that, L_s P(x - m_s) R_s spread over time again:
+    P pools to frames, which alone pass. L_s and R_s are identities until `set_filter`.
 
     With `readout` = (T, D) each subject also has a linear map R_s of the EEG, pooled to frames, zero at the start, and
     the feature is the direction of encoder(x + M_s x) + R_s x: brains differ in how they respond, not in heads alone.
@@ -54,9 +54,11 @@ class SubjectEncoder(nn.Module):
         self._told: set[str] = set()
         self.mixing = nn.ParameterList(torch.zeros(n_chans, n_chans) for _ in names)
         self.filters = None
-        if matched is not None:  # centre, over electrodes, over time
-            start = torch.zeros(n_chans, matched), torch.eye(n_chans), torch.eye(matched)
+        if matched is not None:  # centre, over electrodes, over frames
+            pool = pooling(matched)
+            start = torch.zeros(n_chans, matched), torch.eye(n_chans), torch.eye(pool.shape[1])
             self.filters = nn.ModuleList(_fixed(each, len(names)) for each in start)
+            self.register_buffer("spread", torch.linalg.pinv(pool).float(), persistent=False)
         self.readout, self.dropout = None, nn.Dropout(dropout)
         if readout is not None:
             n_times, dim = readout
@@ -81,12 +83,13 @@ class SubjectEncoder(nn.Module):
         """What encoder and maps read: EEG through its subject's filter, where there are filters."""
         if self.filters is None:
             return x_BCT
-        centre, over_chans, over_time = (_with_mean(each)[subject] for each in self.filters)
-        return over_chans @ (x_BCT - centre) @ over_time
+        centre, over_chans, over_frames = (_with_mean(each)[subject] for each in self.filters)
+        pooled_BCF = F.adaptive_avg_pool1d(x_BCT - centre, over_frames.shape[-1])
+        return over_chans @ pooled_BCF @ over_frames @ self.spread
 
-    def set_filter(self, name: str, centre: Tensor, over_chans: Tensor, over_time: Tensor) -> None:
+    def set_filter(self, name: str, centre: Tensor, over_chans: Tensor, over_frames: Tensor) -> None:
         with torch.no_grad():
-            for each, value in zip(self.filters, (centre, over_chans, over_time), strict=True):
+            for each, value in zip(self.filters, (centre, over_chans, over_frames), strict=True):
                 each[self.names.index(name)].copy_(value)
 
     def numbers(self, names: Sequence[str]) -> Tensor:
@@ -148,6 +151,11 @@ class Posterior(nn.Module):
 def frames(x_BCT: Tensor) -> Tensor:
     """[B, P] what a subject's linear map reads: means over time of each electrode."""
     return F.adaptive_avg_pool1d(x_BCT, min(FRAMES, x_BCT.shape[2])).flatten(1)
+
+
+def pooling(n_times: int) -> Tensor:
+    """[T, F] in float64, with which a product makes the same frames of T samples."""
+    return F.adaptive_avg_pool1d(torch.eye(n_times, dtype=torch.float64), min(FRAMES, n_times))
 
 
 def _fixed(start: Tensor, n: int) -> nn.ParameterList:
